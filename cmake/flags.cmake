@@ -1,0 +1,14 @@
+# Compiler flags of everything that is ours. No -ffast-math and no -march=native: equal inputs must give equal bits, and
+# the instruction set is chosen at run time (src/backend/cpu).
+add_library(mepic_flags INTERFACE)
+target_compile_definitions(mepic_flags INTERFACE _GNU_SOURCE)
+target_compile_options(mepic_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wvla
+  -ffp-contract=off -fno-math-errno -fvisibility=hidden)
+if(MEPIC_WERROR)
+  target_compile_options(mepic_flags INTERFACE -Werror)
+endif()
+if(MEPIC_SANITIZE)
+  target_compile_options(mepic_flags INTERFACE -fsanitize=${MEPIC_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(mepic_flags INTERFACE -fsanitize=${MEPIC_SANITIZE})
+endif()

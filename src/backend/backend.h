@@ -1,0 +1,100 @@
+/* The table behind which a backend stands: CPU now, CUDA next.
+ *
+ * A backend owns the packed weights, the page slab and the activations; forward (infer/forward.c) calls its operations in
+ * order, layer by layer. Nothing outside backend/ knows which one is in use. One thread, the stepping thread; a backend
+ * may have worker threads of its own. After open nothing is allocated.
+ *
+ * Numbers. A row's result depends on that row's inputs and on the pages it sees, never on the other rows of the step, the
+ * number of threads or how the work was split (DESIGN section 5, "Same bits"). K and V are read from pages after rounding to the
+ * KV type, never from fresh values.
+ *
+ * A page is opaque bytes [layer][kv_head][block] for everybody else; all layers of a page are contiguous. */
+#ifndef MEPIC_BACKEND_BACKEND_H
+#define MEPIC_BACKEND_BACKEND_H
+
+#include "base/log.h"
+#include "base/status.h"
+#include "kv/plan.h"
+#include "model/model.h"
+#include "model/rope.h"
+
+typedef struct mp_backend mp_backend;
+
+typedef struct mp_backend_config {
+    const mp_model *model;       /* borrowed until close */
+    const mp_rope_table *rope;   /* borrowed until close; covers every angle a row or query can have */
+    mepic_kv_type kv_type;       /* not DEFAULT */
+    uint32_t page_size, n_pages;
+    uint32_t max_rows;           /* rows of a step */
+    uint32_t max_logits;         /* rows of a step with logits */
+    uint32_t max_seqs;           /* sequences of the plan */
+    uint32_t threads;            /* 0 = all */
+    const char *isa;             /* NULL = best; else as mepic_engine_options.isa */
+    const mp_log *log;
+} mp_backend_config;
+
+typedef enum mp_norm { MP_NORM_ATTN, MP_NORM_FFN } mp_norm;
+
+typedef enum mp_proj {
+    MP_PROJ_QKV,     /* q, k, v  = products of h */
+    MP_PROJ_OUT,     /* x       += product of a */
+    MP_PROJ_GATE_UP, /* g, u     = products of h */
+    MP_PROJ_DOWN,    /* x       += product of g (after activate) */
+} mp_proj;
+
+/* Activations, row-major fp32, for tests and probes. */
+typedef enum mp_act {
+    MP_ACT_X,      /* [rows, n_embd] residual stream */
+    MP_ACT_H,      /* [rows, n_embd] normed */
+    MP_ACT_Q,      /* [rows, n_heads * head_dim] */
+    MP_ACT_K,      /* [rows, n_kv_heads * head_dim] */
+    MP_ACT_V,      /* [rows, n_kv_heads * head_dim] */
+    MP_ACT_A,      /* [rows, n_heads * head_dim] attention output */
+    MP_ACT_G,      /* [rows, n_ff] */
+    MP_ACT_U,      /* [rows, n_ff] */
+    MP_ACT_LOGITS, /* [n_logits, n_vocab] */
+} mp_act;
+
+typedef struct mp_backend_ops {
+    const char *name; /* "cpu" */
+    mepic_status (*open)(const mp_backend_config *config, mp_backend **out, mepic_error *err);
+    void (*close)(mp_backend *b);
+    /* "cpu/avx512-vnni": with the kernel version, part of the model digest. Valid until close. */
+    const char *(*numerics)(const mp_backend *b);
+
+    /* Brackets of a step: begin borrows `step` until end and zeroes its zero_pages; end reports what went wrong. */
+    void (*step_begin)(mp_backend *b, const mp_step *step);
+    mepic_status (*step_end)(mp_backend *b, mepic_error *err);
+
+    void (*embed)(mp_backend *b);                            /* x = token_embd[row token] */
+    void (*norm)(mp_backend *b, mp_norm which, uint32_t layer); /* h = rms_norm(x) * weight */
+    void (*project)(mp_backend *b, mp_proj which, uint32_t layer);
+    /* Bias and QK-norm on q, k, v where the model has them; k turned by the row's position and k, v stored in the row's
+     * slot, rounded to the KV type. q stays unturned: attend turns it per base. */
+    void (*store)(mp_backend *b, uint32_t layer);
+    void (*attend)(mp_backend *b, uint32_t layer);           /* a = softmax(q k / sqrt(head_dim)) v over the plan */
+    void (*activate)(mp_backend *b);                         /* g = silu(g) * u */
+    void (*logits)(mp_backend *b);                           /* rows with `logits`: output * rms_norm(x) */
+
+    /* [n_vocab], valid until the next step_begin. Host memory. */
+    const float *(*logits_row)(mp_backend *b, uint32_t i);
+    /* Copies rows of an activation out of or into the backend. */
+    void (*act_read)(mp_backend *b, mp_act act, uint32_t row, uint32_t n, float *dst);
+    void (*act_write)(mp_backend *b, mp_act act, uint32_t row, uint32_t n, const float *src);
+
+    size_t (*page_bytes)(const mp_backend *b);
+    void (*page_read)(mp_backend *b, mp_page page, void *dst);        /* page_bytes bytes */
+    void (*page_write)(mp_backend *b, mp_page page, const void *src);
+} mp_backend_ops;
+
+/* Every backend's object begins with this. */
+struct mp_backend {
+    const mp_backend_ops *ops;
+};
+
+extern const mp_backend_ops mp_backend_cpu;
+
+/* Bytes one page takes, before a backend exists (to size the pool). */
+size_t mp_kv_page_bytes(const mp_hparams *hp, mepic_kv_type type, uint32_t page_size);
+
+#endif

@@ -1,0 +1,292 @@
+/* Sixteen lanes, four ways: the vocabulary the CPU kernels are written in.
+ *
+ * A kernel file is compiled once per instruction set (CMakeLists.txt of this folder), each time with one of
+ * MP_ISA_AVX512VNNI, MP_ISA_AVX512, MP_ISA_AVX2 or none (portable C) defined, and its external names pass through
+ * MP_ISA(name). The same source gives the same order of operations everywhere; integer results are equal on every
+ * instruction set, and floating ones up to the fused multiply-add, which portable C does not use.
+ *
+ *   v16f  16 floats      v16i  16 int32      v32w  32 int16, as 16 lanes of one pair each */
+#ifndef MEPIC_BACKEND_CPU_SIMD_H
+#define MEPIC_BACKEND_CPU_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define MP_ISA_JOIN2(name, isa) name##_##isa
+#define MP_ISA_JOIN(name, isa) MP_ISA_JOIN2(name, isa)
+#if defined(MP_ISA_AVX512VNNI)
+#define MP_ISA(name) MP_ISA_JOIN(name, avx512vnni)
+#elif defined(MP_ISA_AVX512)
+#define MP_ISA(name) MP_ISA_JOIN(name, avx512)
+#elif defined(MP_ISA_AVX2)
+#define MP_ISA(name) MP_ISA_JOIN(name, avx2)
+#else
+#define MP_ISA(name) MP_ISA_JOIN(name, portable)
+#endif
+
+#define MP_INLINE static inline __attribute__((always_inline, unused))
+
+#if defined(MP_ISA_AVX512VNNI) || defined(MP_ISA_AVX512)
+#include <immintrin.h>
+
+typedef __m512 v16f;
+typedef __m512i v16i;
+typedef __m512i v32w;
+
+MP_INLINE v16f v_zero(void) { return _mm512_setzero_ps(); }
+MP_INLINE v16f v_set(float x) { return _mm512_set1_ps(x); }
+MP_INLINE v16f v_load(const float *p) { return _mm512_loadu_ps(p); }
+MP_INLINE void v_store(float *p, v16f a) { _mm512_storeu_ps(p, a); }
+MP_INLINE v16f v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+MP_INLINE v16f v_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+MP_INLINE v16f v_add(v16f a, v16f b) { return _mm512_add_ps(a, b); }
+MP_INLINE v16f v_sub(v16f a, v16f b) { return _mm512_sub_ps(a, b); }
+MP_INLINE v16f v_mul(v16f a, v16f b) { return _mm512_mul_ps(a, b); }
+MP_INLINE v16f v_div(v16f a, v16f b) { return _mm512_div_ps(a, b); }
+MP_INLINE v16f v_fma(v16f a, v16f b, v16f c) { return _mm512_fmadd_ps(a, b, c); }
+MP_INLINE v16f v_max(v16f a, v16f b) { return _mm512_max_ps(a, b); }
+MP_INLINE v16f v_min(v16f a, v16f b) { return _mm512_min_ps(a, b); }
+MP_INLINE v16f v_round(v16f a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* Lanes whose bit is set come from a, the others from b. */
+MP_INLINE v16f v_select(uint16_t mask, v16f a, v16f b) { return _mm512_mask_blend_ps(mask, b, a); }
+/* 2^n for integral n in [-126, 127]. */
+MP_INLINE v16f v_exp2i(v16f n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+
+MP_INLINE v16i i_zero(void) { return _mm512_setzero_si512(); }
+MP_INLINE v16i i_set(int32_t x) { return _mm512_set1_epi32(x); }
+MP_INLINE v16i i_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+MP_INLINE void i_store(int32_t *p, v16i a) { _mm512_storeu_si512(p, a); }
+MP_INLINE v16i i_add(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
+MP_INLINE v16i i_sub(v16i a, v16i b) { return _mm512_sub_epi32(a, b); }
+MP_INLINE v16i i_mul(v16i a, v16i b) { return _mm512_mullo_epi32(a, b); }
+MP_INLINE v16f i_to_f(v16i a) { return _mm512_cvtepi32_ps(a); }
+MP_INLINE v16i f_to_i(v16f a) { return _mm512_cvtps_epi32(a); } /* to nearest, ties to even */
+MP_INLINE v16i i_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+MP_INLINE v16i i_load_s8(const int8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+/* Sixteen int32 that fit int16, stored as int16. */
+MP_INLINE void i_store_s16(int16_t *p, v16i a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a)); }
+
+MP_INLINE v32w w_load(const void *p) { return _mm512_loadu_si512(p); }
+MP_INLINE v32w w_set(int16_t x) { return _mm512_set1_epi16(x); }
+MP_INLINE v32w w_and(v32w a, v32w b) { return _mm512_and_si512(a, b); }
+MP_INLINE v32w w_or(v32w a, v32w b) { return _mm512_or_si512(a, b); }
+MP_INLINE v32w w_sub(v32w a, v32w b) { return _mm512_sub_epi16(a, b); }
+#define w_srl(a, n) _mm512_srli_epi16((a), (n)) /* n is a constant */
+#define w_sll(a, n) _mm512_slli_epi16((a), (n))
+#define w_sra(a, n) _mm512_srai_epi16((a), (n))
+/* Each lane: acc + w.lo * x[0] + w.hi * x[1], exactly. */
+MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+#if defined(MP_ISA_AVX512VNNI)
+    return _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(pair));
+#else
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(w, _mm512_set1_epi32(pair)));
+#endif
+}
+
+#elif defined(MP_ISA_AVX2)
+#include <immintrin.h>
+
+typedef struct { __m256 a, b; } v16f;
+typedef struct { __m256i a, b; } v16i;
+typedef v16i v32w;
+
+MP_INLINE v16f v_zero(void) { return (v16f){ _mm256_setzero_ps(), _mm256_setzero_ps() }; }
+MP_INLINE v16f v_set(float x) { return (v16f){ _mm256_set1_ps(x), _mm256_set1_ps(x) }; }
+MP_INLINE v16f v_load(const float *p) { return (v16f){ _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8) }; }
+MP_INLINE void v_store(float *p, v16f x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+MP_INLINE v16f v_load_f16(const uint16_t *p) {
+    return (v16f){ _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                   _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))) };
+}
+MP_INLINE __m256 v_load_bf16_half(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+MP_INLINE v16f v_load_bf16(const uint16_t *p) { return (v16f){ v_load_bf16_half(p), v_load_bf16_half(p + 8) }; }
+MP_INLINE v16f v_add(v16f x, v16f y) { return (v16f){ _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) }; }
+MP_INLINE v16f v_sub(v16f x, v16f y) { return (v16f){ _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b) }; }
+MP_INLINE v16f v_mul(v16f x, v16f y) { return (v16f){ _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) }; }
+MP_INLINE v16f v_div(v16f x, v16f y) { return (v16f){ _mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b) }; }
+MP_INLINE v16f v_fma(v16f x, v16f y, v16f z) {
+    return (v16f){ _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) };
+}
+MP_INLINE v16f v_max(v16f x, v16f y) { return (v16f){ _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b) }; }
+MP_INLINE v16f v_min(v16f x, v16f y) { return (v16f){ _mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b) }; }
+MP_INLINE v16f v_round(v16f x) {
+    return (v16f){ _mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                   _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) };
+}
+MP_INLINE __m256 v_select_half(unsigned mask, __m256 a, __m256 b) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i on = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)mask), bit), bit);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(on));
+}
+MP_INLINE v16f v_select(uint16_t mask, v16f x, v16f y) {
+    return (v16f){ v_select_half(mask & 255u, x.a, y.a), v_select_half(mask >> 8, x.b, y.b) };
+}
+MP_INLINE __m256 v_exp2i_half(__m256 n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+MP_INLINE v16f v_exp2i(v16f n) { return (v16f){ v_exp2i_half(n.a), v_exp2i_half(n.b) }; }
+
+MP_INLINE v16i i_zero(void) { return (v16i){ _mm256_setzero_si256(), _mm256_setzero_si256() }; }
+MP_INLINE v16i i_set(int32_t x) { return (v16i){ _mm256_set1_epi32(x), _mm256_set1_epi32(x) }; }
+MP_INLINE v16i i_load(const int32_t *p) {
+    return (v16i){ _mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8)) };
+}
+MP_INLINE void i_store(int32_t *p, v16i x) {
+    _mm256_storeu_si256((__m256i *)p, x.a);
+    _mm256_storeu_si256((__m256i *)(p + 8), x.b);
+}
+MP_INLINE v16i i_add(v16i x, v16i y) { return (v16i){ _mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b) }; }
+MP_INLINE v16i i_sub(v16i x, v16i y) { return (v16i){ _mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b) }; }
+MP_INLINE v16i i_mul(v16i x, v16i y) { return (v16i){ _mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b) }; }
+MP_INLINE v16f i_to_f(v16i x) { return (v16f){ _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b) }; }
+MP_INLINE v16i f_to_i(v16f x) { return (v16i){ _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b) }; }
+MP_INLINE v16i i_load_u8(const uint8_t *p) {
+    return (v16i){ _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+                   _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))) };
+}
+MP_INLINE v16i i_load_s8(const int8_t *p) {
+    return (v16i){ _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+                   _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))) };
+}
+MP_INLINE void i_store_s16(int16_t *p, v16i x) {
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xD8));
+}
+
+MP_INLINE v32w w_load(const void *p) {
+    return (v32w){ _mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1) };
+}
+MP_INLINE v32w w_set(int16_t x) { return (v32w){ _mm256_set1_epi16(x), _mm256_set1_epi16(x) }; }
+MP_INLINE v32w w_and(v32w x, v32w y) { return (v32w){ _mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b) }; }
+MP_INLINE v32w w_or(v32w x, v32w y) { return (v32w){ _mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b) }; }
+MP_INLINE v32w w_sub(v32w x, v32w y) { return (v32w){ _mm256_sub_epi16(x.a, y.a), _mm256_sub_epi16(x.b, y.b) }; }
+#define w_srl(x, n) ((v32w){ _mm256_srli_epi16((x).a, (n)), _mm256_srli_epi16((x).b, (n)) })
+#define w_sll(x, n) ((v32w){ _mm256_slli_epi16((x).a, (n)), _mm256_slli_epi16((x).b, (n)) })
+#define w_sra(x, n) ((v32w){ _mm256_srai_epi16((x).a, (n)), _mm256_srai_epi16((x).b, (n)) })
+MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    __m256i p = _mm256_set1_epi32(pair);
+    return (v16i){ _mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, p)),
+                   _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, p)) };
+}
+
+#else /* portable C */
+#include "model/dtype.h"
+
+typedef struct { float x[16]; } v16f;
+typedef struct { int32_t x[16]; } v16i;
+typedef struct { int16_t x[32]; } v32w;
+
+#define MP_LANES(type, expr)                  \
+    type r_;                                  \
+    for (int i = 0; i < 16; i++) r_.x[i] = expr; \
+    return r_
+
+MP_INLINE v16f v_set(float x) { MP_LANES(v16f, x); }
+MP_INLINE v16f v_zero(void) { return v_set(0.0f); }
+MP_INLINE v16f v_load(const float *p) { MP_LANES(v16f, p[i]); }
+MP_INLINE void v_store(float *p, v16f a) { memcpy(p, a.x, sizeof a.x); }
+MP_INLINE v16f v_load_f16(const uint16_t *p) { MP_LANES(v16f, mp_f16_to_f32(p[i])); }
+MP_INLINE v16f v_load_bf16(const uint16_t *p) { MP_LANES(v16f, mp_bf16_to_f32(p[i])); }
+MP_INLINE v16f v_add(v16f a, v16f b) { MP_LANES(v16f, a.x[i] + b.x[i]); }
+MP_INLINE v16f v_sub(v16f a, v16f b) { MP_LANES(v16f, a.x[i] - b.x[i]); }
+MP_INLINE v16f v_mul(v16f a, v16f b) { MP_LANES(v16f, a.x[i] * b.x[i]); }
+MP_INLINE v16f v_div(v16f a, v16f b) { MP_LANES(v16f, a.x[i] / b.x[i]); }
+MP_INLINE v16f v_fma(v16f a, v16f b, v16f c) { MP_LANES(v16f, a.x[i] * b.x[i] + c.x[i]); }
+MP_INLINE v16f v_max(v16f a, v16f b) { MP_LANES(v16f, a.x[i] > b.x[i] ? a.x[i] : b.x[i]); }
+MP_INLINE v16f v_min(v16f a, v16f b) { MP_LANES(v16f, a.x[i] < b.x[i] ? a.x[i] : b.x[i]); }
+MP_INLINE v16f v_round(v16f a) { MP_LANES(v16f, rintf(a.x[i])); }
+MP_INLINE v16f v_select(uint16_t mask, v16f a, v16f b) { MP_LANES(v16f, (mask >> i & 1) ? a.x[i] : b.x[i]); }
+MP_INLINE v16f v_exp2i(v16f n) {
+    v16f r;
+    for (int i = 0; i < 16; i++) {
+        int32_t bits = ((int32_t)n.x[i] + 127) * (1 << 23);
+        memcpy(&r.x[i], &bits, sizeof bits);
+    }
+    return r;
+}
+
+MP_INLINE v16i i_set(int32_t x) { MP_LANES(v16i, x); }
+MP_INLINE v16i i_zero(void) { return i_set(0); }
+MP_INLINE v16i i_load(const int32_t *p) { MP_LANES(v16i, p[i]); }
+MP_INLINE void i_store(int32_t *p, v16i a) { memcpy(p, a.x, sizeof a.x); }
+MP_INLINE v16i i_add(v16i a, v16i b) { MP_LANES(v16i, a.x[i] + b.x[i]); }
+MP_INLINE v16i i_sub(v16i a, v16i b) { MP_LANES(v16i, a.x[i] - b.x[i]); }
+MP_INLINE v16i i_mul(v16i a, v16i b) { MP_LANES(v16i, a.x[i] * b.x[i]); }
+MP_INLINE v16f i_to_f(v16i a) { MP_LANES(v16f, (float)a.x[i]); }
+MP_INLINE v16i f_to_i(v16f a) { MP_LANES(v16i, (int32_t)lrintf(a.x[i])); }
+MP_INLINE v16i i_load_u8(const uint8_t *p) { MP_LANES(v16i, p[i]); }
+MP_INLINE v16i i_load_s8(const int8_t *p) { MP_LANES(v16i, p[i]); }
+MP_INLINE void i_store_s16(int16_t *p, v16i a) {
+    for (int i = 0; i < 16; i++) p[i] = (int16_t)a.x[i];
+}
+
+#define MP_WORDS(expr)                           \
+    v32w r_;                                     \
+    for (int i = 0; i < 32; i++) r_.x[i] = (int16_t)(expr); \
+    return r_
+
+MP_INLINE v32w w_load(const void *p) { v32w r; memcpy(r.x, p, sizeof r.x); return r; }
+MP_INLINE v32w w_set(int16_t x) { MP_WORDS(x); }
+MP_INLINE v32w w_and(v32w a, v32w b) { MP_WORDS(a.x[i] & b.x[i]); }
+MP_INLINE v32w w_or(v32w a, v32w b) { MP_WORDS(a.x[i] | b.x[i]); }
+MP_INLINE v32w w_sub(v32w a, v32w b) { MP_WORDS(a.x[i] - b.x[i]); }
+MP_INLINE v32w w_srl(v32w a, int n) { MP_WORDS((uint16_t)a.x[i] >> n); }
+MP_INLINE v32w w_sll(v32w a, int n) { MP_WORDS((uint16_t)((unsigned)(uint16_t)a.x[i] << n)); }
+MP_INLINE v32w w_sra(v32w a, int n) { MP_WORDS(a.x[i] >> n); }
+MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
+    MP_LANES(v16i, acc.x[i] + w.x[2 * i] * x[0] + w.x[2 * i + 1] * x[1]);
+}
+#endif
+
+/* The lanes' sum and maximum, always in the same order: pairs at distance 8, 4, 2, 1. */
+MP_INLINE float v_sum(v16f a) {
+    float x[16];
+    v_store(x, a);
+    for (int d = 8; d > 0; d /= 2) {
+        for (int i = 0; i < d; i++) x[i] += x[i + d];
+    }
+    return x[0];
+}
+MP_INLINE float v_top(v16f a) {
+    float x[16];
+    v_store(x, a);
+    for (int d = 8; d > 0; d /= 2) {
+        for (int i = 0; i < d; i++) x[i] = x[i] > x[i + d] ? x[i] : x[i + d];
+    }
+    return x[0];
+}
+
+/* e^x: Cody and Waite reduction by ln 2 in two parts, then a polynomial of degree 6. Relative error under 2e-7 for x in
+ * [-87, 88]; below, 0. */
+MP_INLINE v16f v_exp(v16f x) {
+    v16f clamped = v_min(v_max(x, v_set(-87.0f)), v_set(88.0f));
+    v16f n = v_round(v_mul(clamped, v_set(1.44269504088896341f)));
+    v16f r = v_fma(n, v_set(-0.693359375f), clamped);
+    r = v_fma(n, v_set(2.12194440e-4f), r);
+    v16f p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    v16f e = v_add(v_fma(v_mul(r, r), p, r), v_set(1.0f));
+    e = v_mul(e, v_exp2i(n));
+    /* lanes under the range are exact zeros, so a masked key has no weight at all */
+    float in[16], out[16];
+    v_store(in, x);
+    v_store(out, e);
+    for (int i = 0; i < 16; i++) out[i] = in[i] < -87.0f ? 0.0f : out[i];
+    return v_load(out);
+}
+
+#endif

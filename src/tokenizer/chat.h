@@ -1,0 +1,49 @@
+/* Chat templates by family: a conversation becomes a list of pieces.
+ *
+ * The family is recognized from the template text in the GGUF file; templates are never executed. A piece is either
+ * template text, in which special tokens are parsed, or a part of a message, in which they are not. Chunks stay pieces
+ * of their own, so they can be tokenized and cached on their own. Pure; any thread. */
+#ifndef MEPIC_TOKENIZER_CHAT_H
+#define MEPIC_TOKENIZER_CHAT_H
+
+#include "base/mem.h"
+#include "model/gguf.h"
+
+typedef enum mp_chat_family {
+    MP_CHAT_NONE,
+    MP_CHAT_CHATML,  /* with the default system turn the template carries, if any (Qwen2.5, SmolLM2) */
+    MP_CHAT_LLAMA3,
+    MP_CHAT_MISTRAL, /* [INST] ... [/INST] */
+    MP_CHAT_GEMMA,
+} mp_chat_family;
+
+typedef struct mp_chat_template {
+    mp_chat_family family;
+    mp_str default_system; /* put in front when the conversation has no system turn; len 0 = none. Points into static or GGUF memory */
+    /* small variations between templates of one family are fields here */
+    bool trim;             /* message content is trimmed */
+} mp_chat_template;
+
+void mp_chat_template_find(const mp_gguf *gguf, mp_chat_template *out);
+const char *mp_chat_family_name(mp_chat_family family);
+
+typedef enum mp_piece_kind { MP_PIECE_TEMPLATE, MP_PIECE_PART } mp_piece_kind;
+typedef struct mp_piece {
+    mp_piece_kind kind;
+    mp_str text;                /* TEMPLATE: the literal, in `storage` below or static */
+    const mepic_segment *part;  /* PART: the caller's segment; text is what to take of it (after trimming) */
+} mp_piece;
+typedef struct mp_pieces {
+    mp_piece *items; /* owned */
+    size_t n, cap;
+} mp_pieces;
+
+/* Renders messages, with the opening of an assistant turn at the end if `generate`. Borrows from `messages`.
+ * ERR_ARGUMENT: unknown role or an order the family cannot express; ERR_UNSUPPORTED: MP_CHAT_NONE; ERR_NOMEM. */
+mepic_status mp_chat_render(const mp_chat_template *chat, const mepic_message *messages, size_t n_messages,
+                            bool generate, mp_pieces *out, mepic_error *err);
+void mp_pieces_clear(mp_pieces *pieces);
+/* What stands in front of the content of a system turn, for the canonical context; "" without a template. */
+mp_str mp_chat_system_opening(const mp_chat_template *chat);
+
+#endif
