@@ -18,7 +18,8 @@ static bool may_allocate(void) {
         atomic_store_explicit(&fail_in, left - 1, memory_order_relaxed);
         return true;
     }
-    if (!atomic_load_explicit(&fail_all, memory_order_relaxed)) atomic_store_explicit(&fail_in, 0, memory_order_relaxed);
+    if (!atomic_load_explicit(&fail_all, memory_order_relaxed))
+        atomic_store_explicit(&fail_in, 0, memory_order_relaxed);
     return false;
 }
 

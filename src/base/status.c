@@ -6,7 +6,7 @@
 
 const char *mepic_status_name(mepic_status status) {
     switch (status) {
-#define X(name, value, text) \
+#define X(name, value, text)                                                                                           \
     case MEPIC_##name: return #name;
         MEPIC_STATUS_MAP(X)
 #undef X

@@ -29,7 +29,7 @@ struct mp_threads {
     struct mp_worker {
         struct mp_threads *threads;
         uint32_t index;
-    } *slots;
+    } * slots;
 };
 
 static void cpu_relax(void) {
@@ -95,7 +95,8 @@ mepic_status mp_threads_open(uint32_t n, mp_threads **out, mepic_error *err) {
         t->slots[i] = (struct mp_worker){ t, i + 1 };
         if (pthread_create(&t->workers[i], NULL, worker_main, &t->slots[i]) != 0) {
             mp_threads_close(t);
-            return mp_fail(err, MEPIC_ERR_NOMEM, "thread %u of %u could not be started; ask for fewer threads", i + 2, n);
+            return mp_fail(err, MEPIC_ERR_NOMEM, "thread %u of %u could not be started; ask for fewer threads", i + 2,
+                           n);
         }
         t->n_started++;
     }

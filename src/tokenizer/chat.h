@@ -19,7 +19,8 @@ typedef enum mp_chat_family {
 
 typedef struct mp_chat_template {
     mp_chat_family family;
-    mp_str default_system; /* put in front when the conversation has no system turn; len 0 = none. Points into static or GGUF memory */
+    /* put in front when the conversation has no system turn; len 0 = none. Points into static or GGUF memory */
+    mp_str default_system;
     /* small variations between templates of one family are fields here */
     bool trim;             /* message content is trimmed */
 } mp_chat_template;
