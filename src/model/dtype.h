@@ -32,7 +32,7 @@ typedef struct mp_dtype_info {
 
 /* NULL for a type that is not supported. */
 const mp_dtype_info *mp_dtype_find(uint32_t gguf_type);
-/* Name of any GGUF type number, supported or not, for messages ("IQ4_NL", "type 99"). */
+/* Name of any GGUF type number, supported or not, for messages: "IQ4_NL"; "unknown" without a name. */
 const char *mp_dtype_name(uint32_t gguf_type);
 
 /* n must be a multiple of the block length. dst: [n] */

@@ -6,9 +6,10 @@
  *   tensor info = name string | n_dims u32 | ne u64... | type u32 | offset u64 (from the start of tensor data)
  *
  * Every length, offset, count and product is checked against the file before it is used; the file is untrusted. Limits:
- * 65,536 keys, 65,536 tensors, strings of 1 MiB for keys and names 64 bytes for tensors, alignment a power of two up to
- * 1 MiB, duplicate keys and tensor names refused, tensor data inside the file and not overlapping. Big-endian files are
- * refused. Immutable after open; any thread. Pointers are valid until close. */
+ * 65,536 keys, 65,536 tensors, strings of 1 MiB, tensor names of 64 bytes, alignment a power of two from 8 bytes to
+ * 1 MiB. Refused: duplicate keys and tensor names, arrays of arrays, tensors of an unsupported type (by name), of no
+ * weights, outside the file, or overlapping; big-endian files. Immutable after open; any thread. Pointers are valid until
+ * close. Nobody may shorten the file while it is open: it is mapped. */
 #ifndef MEPIC_MODEL_GGUF_H
 #define MEPIC_MODEL_GGUF_H
 
@@ -37,7 +38,8 @@ typedef struct mp_tensor {
 } mp_tensor;
 
 mepic_status mp_gguf_open(const char *path, mp_gguf **out, mepic_error *err);
-/* The same over bytes in memory (tests, fuzzing); `bytes` is borrowed until close. `name` is for messages. */
+/* The same over bytes in memory (tests, fuzzing); `bytes` starts at a multiple of 8 and is borrowed until close. `name`
+ * is for messages. */
 mepic_status mp_gguf_open_memory(const void *bytes, size_t n, const char *name, mp_gguf **out, mepic_error *err);
 void mp_gguf_close(mp_gguf *gguf); /* NULL is a no-op */
 
@@ -69,6 +71,12 @@ bool mp_gguf_describe(const mp_gguf *gguf, size_t i, mp_str *key, char *value, s
 
 const char *mp_gguf_path(const mp_gguf *gguf);
 size_t mp_gguf_file_bytes(const mp_gguf *gguf);
+/* The file as it was when it was opened, so that what is remembered about it belongs to the mapped bytes. */
+typedef struct mp_file_id {
+    uint64_t device, inode, bytes;
+    int64_t mtime_ns;
+} mp_file_id;
+const mp_file_id *mp_gguf_file_id(const mp_gguf *gguf); /* NULL: bytes in memory */
 /* Lets the system drop the mapping's resident pages: after weights were repacked only embedding rows are read. */
 void mp_gguf_cool(const mp_gguf *gguf);
 
