@@ -555,6 +555,10 @@ static mepic_status wrong_kind(const mp_gguf *gguf, const entry *e, const char *
                    e->key.data, array ? "array of " : "", kinds[array ? e->array.type : e->type].name, wanted);
 }
 
+bool mp_gguf_has(const mp_gguf *gguf, const char *key) {
+    return find(gguf, key) != NULL;
+}
+
 mepic_status mp_gguf_u32(const mp_gguf *gguf, const char *key, uint32_t *out, mepic_error *err) {
     const entry *e = find(gguf, key);
     if (!e) return missing(gguf, key, err);
@@ -678,6 +682,10 @@ const char *mp_gguf_path(const mp_gguf *gguf) {
 
 size_t mp_gguf_file_bytes(const mp_gguf *gguf) {
     return gguf->n_bytes;
+}
+
+const uint8_t *mp_gguf_bytes(const mp_gguf *gguf) {
+    return gguf->bytes;
 }
 
 const mp_file_id *mp_gguf_file_id(const mp_gguf *gguf) {

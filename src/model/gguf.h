@@ -45,6 +45,7 @@ void mp_gguf_close(mp_gguf *gguf); /* NULL is a no-op */
 
 /* Scalars. A missing key: ERR_NOT_FOUND. A value of another kind, or out of the asked type's range: ERR_FORMAT. Any
  * integer type serves an integer, F32/F64 (and integers) a float. *out is written on success only. */
+bool mp_gguf_has(const mp_gguf *gguf, const char *key);
 mepic_status mp_gguf_u32(const mp_gguf *gguf, const char *key, uint32_t *out, mepic_error *err);
 mepic_status mp_gguf_f32(const mp_gguf *gguf, const char *key, float *out, mepic_error *err);
 mepic_status mp_gguf_bool(const mp_gguf *gguf, const char *key, bool *out, mepic_error *err);
@@ -71,6 +72,7 @@ bool mp_gguf_describe(const mp_gguf *gguf, size_t i, mp_str *key, char *value, s
 
 const char *mp_gguf_path(const mp_gguf *gguf);
 size_t mp_gguf_file_bytes(const mp_gguf *gguf);
+const uint8_t *mp_gguf_bytes(const mp_gguf *gguf); /* [mp_gguf_file_bytes] */
 /* The file as it was when it was opened, so that what is remembered about it belongs to the mapped bytes. */
 typedef struct mp_file_id {
     uint64_t device, inode, bytes;
