@@ -64,6 +64,7 @@ MP_INLINE void i_store(int32_t *p, v16i a) { _mm512_storeu_si512(p, a); }
 MP_INLINE v16i i_add(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
 MP_INLINE v16i i_sub(v16i a, v16i b) { return _mm512_sub_epi32(a, b); }
 MP_INLINE v16i i_mul(v16i a, v16i b) { return _mm512_mullo_epi32(a, b); }
+#define i_sll(a, n) _mm512_slli_epi32((a), (n)) /* n is a constant */
 MP_INLINE v16f i_to_f(v16i a) { return _mm512_cvtepi32_ps(a); }
 MP_INLINE v16i f_to_i(v16f a) { return _mm512_cvtps_epi32(a); } /* to nearest, ties to even */
 MP_INLINE v16i i_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
@@ -76,6 +77,7 @@ MP_INLINE v32w w_set(int16_t x) { return _mm512_set1_epi16(x); }
 MP_INLINE v32w w_and(v32w a, v32w b) { return _mm512_and_si512(a, b); }
 MP_INLINE v32w w_or(v32w a, v32w b) { return _mm512_or_si512(a, b); }
 MP_INLINE v32w w_sub(v32w a, v32w b) { return _mm512_sub_epi16(a, b); }
+MP_INLINE v32w w_or_and(v32w a, v32w b, v32w c) { return _mm512_ternarylogic_epi32(a, b, c, 0xF8); } /* a | (b & c) */
 #define w_srl(a, n) _mm512_srli_epi16((a), (n)) /* n is a constant */
 #define w_sll(a, n) _mm512_slli_epi16((a), (n))
 #define w_sra(a, n) _mm512_srai_epi16((a), (n))
@@ -147,6 +149,7 @@ MP_INLINE void i_store(int32_t *p, v16i x) {
 MP_INLINE v16i i_add(v16i x, v16i y) { return (v16i){ _mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b) }; }
 MP_INLINE v16i i_sub(v16i x, v16i y) { return (v16i){ _mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b) }; }
 MP_INLINE v16i i_mul(v16i x, v16i y) { return (v16i){ _mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b) }; }
+#define i_sll(x, n) ((v16i){ _mm256_slli_epi32((x).a, (n)), _mm256_slli_epi32((x).b, (n)) })
 MP_INLINE v16f i_to_f(v16i x) { return (v16f){ _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b) }; }
 MP_INLINE v16i f_to_i(v16f x) { return (v16i){ _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b) }; }
 MP_INLINE v16i i_load_u8(const uint8_t *p) {
@@ -168,6 +171,7 @@ MP_INLINE v32w w_set(int16_t x) { return (v32w){ _mm256_set1_epi16(x), _mm256_se
 MP_INLINE v32w w_and(v32w x, v32w y) { return (v32w){ _mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b) }; }
 MP_INLINE v32w w_or(v32w x, v32w y) { return (v32w){ _mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b) }; }
 MP_INLINE v32w w_sub(v32w x, v32w y) { return (v32w){ _mm256_sub_epi16(x.a, y.a), _mm256_sub_epi16(x.b, y.b) }; }
+MP_INLINE v32w w_or_and(v32w x, v32w y, v32w z) { return w_or(x, w_and(y, z)); } /* x | (y & z) */
 #define w_srl(x, n) ((v32w){ _mm256_srli_epi16((x).a, (n)), _mm256_srli_epi16((x).b, (n)) })
 #define w_sll(x, n) ((v32w){ _mm256_slli_epi16((x).a, (n)), _mm256_slli_epi16((x).b, (n)) })
 #define w_sra(x, n) ((v32w){ _mm256_srai_epi16((x).a, (n)), _mm256_srai_epi16((x).b, (n)) })
@@ -222,6 +226,7 @@ MP_INLINE void i_store(int32_t *p, v16i a) { memcpy(p, a.x, sizeof a.x); }
 MP_INLINE v16i i_add(v16i a, v16i b) { MP_LANES(v16i, a.x[i] + b.x[i]); }
 MP_INLINE v16i i_sub(v16i a, v16i b) { MP_LANES(v16i, a.x[i] - b.x[i]); }
 MP_INLINE v16i i_mul(v16i a, v16i b) { MP_LANES(v16i, a.x[i] * b.x[i]); }
+MP_INLINE v16i i_sll(v16i a, int n) { MP_LANES(v16i, a.x[i] * (1 << n)); }
 MP_INLINE v16f i_to_f(v16i a) { MP_LANES(v16f, (float)a.x[i]); }
 MP_INLINE v16i f_to_i(v16f a) { MP_LANES(v16i, (int32_t)lrintf(a.x[i])); }
 MP_INLINE v16i i_load_u8(const uint8_t *p) { MP_LANES(v16i, p[i]); }
@@ -240,6 +245,7 @@ MP_INLINE v32w w_set(int16_t x) { MP_WORDS(x); }
 MP_INLINE v32w w_and(v32w a, v32w b) { MP_WORDS(a.x[i] & b.x[i]); }
 MP_INLINE v32w w_or(v32w a, v32w b) { MP_WORDS(a.x[i] | b.x[i]); }
 MP_INLINE v32w w_sub(v32w a, v32w b) { MP_WORDS(a.x[i] - b.x[i]); }
+MP_INLINE v32w w_or_and(v32w a, v32w b, v32w c) { MP_WORDS(a.x[i] | (b.x[i] & c.x[i])); } /* a | (b & c) */
 MP_INLINE v32w w_srl(v32w a, int n) { MP_WORDS((uint16_t)a.x[i] >> n); }
 MP_INLINE v32w w_sll(v32w a, int n) { MP_WORDS((uint16_t)((unsigned)(uint16_t)a.x[i] << n)); }
 MP_INLINE v32w w_sra(v32w a, int n) { MP_WORDS(a.x[i] >> n); }
