@@ -1,0 +1,270 @@
+#include "engine/canonical.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- Tokens ------------------------------------------------------------------------------------------------------ */
+
+enum { MAX_TEXT_BYTES = 1 << 20 }; /* read of an operator's file; far more than the tokens that are kept */
+
+static mepic_status read_text(const char *path, mp_buf *out, mepic_error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return mp_fail(err, MEPIC_ERR_IO, "canonical_context \"%s\" cannot be opened: %s", path, strerror(errno));
+    }
+    mepic_status st = MEPIC_OK;
+    char part[4096];
+    ssize_t n;
+    while ((n = read(fd, part, sizeof part)) > 0 && out->len + (size_t)n <= out->limit) {
+        if (!mp_buf_append(out, part, (size_t)n)) {
+            st = mp_fail_nomem(err, "the canonical context", out->len + (size_t)n);
+            break;
+        }
+    }
+    if (n < 0) {
+        st = mp_fail(err, MEPIC_ERR_IO, "canonical_context \"%s\" cannot be read: %s", path, strerror(errno));
+    }
+    close(fd);
+    if (st == MEPIC_OK && out->len == 0) {
+        st = mp_fail(err, MEPIC_ERR_ARGUMENT, "canonical_context \"%s\" is empty; pass \"\" for none", path);
+    }
+    return st;
+}
+
+mepic_status mp_canonical_tokens(const char *path, const mp_tokenizer *tokenizer, const mp_chat_template *chat,
+                                 uint32_t n_ctx_train, mp_tokens *out, mepic_error *err) {
+    mp_buf file = { .limit = MAX_TEXT_BYTES };
+    mp_tokens tokens = { 0 };
+    mepic_status st = MEPIC_OK;
+    if (path && !*path) goto done;
+    mp_str text = { (const char *)mp_canonical_text, mp_canonical_text_len };
+    if (path) {
+        st = read_text(path, &file, err);
+        if (st != MEPIC_OK) goto done;
+        text = (mp_str){ file.data, file.len };
+    }
+    mp_str opening = mp_chat_system_opening(chat);
+    st = mp_tokenize(tokenizer, opening.data, opening.len, true, true, &tokens, err);
+    if (st != MEPIC_OK) goto done;
+    st = mp_tokenize(tokenizer, text.data, text.len, false, false, &tokens, err);
+    if (st != MEPIC_OK) goto done;
+    size_t limit = n_ctx_train / 4 < MP_CANONICAL_TOKENS ? n_ctx_train / 4 : MP_CANONICAL_TOKENS;
+    if (tokens.n > limit) tokens.n = limit;
+done:
+    mp_buf_clear(&file);
+    if (st != MEPIC_OK) {
+        mp_free(tokens.ids);
+    } else {
+        *out = tokens;
+    }
+    return st;
+}
+
+/* ---- File -------------------------------------------------------------------------------------------------------- */
+
+enum { RECORD_VERSION = 1 };
+
+/* Fixed-width fields without padding, in the machine's byte order: the key holds the numerics class, so a file never
+ * moves between machines of different kinds. */
+typedef struct record_header {
+    char magic[8];
+    uint32_t version, n_pages;
+    uint64_t page_bytes;
+    uint8_t key[32];
+    uint8_t digest[32]; /* SHA-256 of everything before it and of the pages behind it */
+} record_header;
+_Static_assert(sizeof(record_header) == 88, "no padding");
+
+static record_header header_of(const mp_canonical_file *f, uint32_t n_pages) {
+    record_header h = { .version = RECORD_VERSION, .n_pages = n_pages, .page_bytes = f->page_bytes };
+    memcpy(h.magic, "MEPICCAN", sizeof h.magic);
+    memcpy(h.key, f->key.bytes, sizeof h.key);
+    return h;
+}
+
+mepic_status mp_canonical_file_open(mp_canonical_file *f, const char *dir, const mp_digest *model,
+                                    const int32_t *tokens, uint32_t n_tokens, size_t page_bytes, mepic_error *err) {
+    *f = (mp_canonical_file){ .page_bytes = page_bytes, .settled = true };
+    if (!dir || n_tokens == 0) return MEPIC_OK;
+    f->sha = mp_sha256_open();
+    f->page = mp_alloc(page_bytes);
+    size_t path_cap = strlen(dir) + 64;
+    f->path = mp_alloc(path_cap);
+    if (!f->sha || !f->page || !f->path) {
+        mp_canonical_file_close(f);
+        return mp_fail_nomem(err, "the canonical context's file", page_bytes + path_cap);
+    }
+    static const char tag[] = "mepic/canonical-file/v1";
+    mp_sha256_begin(f->sha);
+    mp_sha256_update(f->sha, tag, sizeof tag);
+    mp_sha256_update(f->sha, model->bytes, sizeof model->bytes);
+    mp_sha256_update(f->sha, tokens, n_tokens * sizeof *tokens);
+    f->key = mp_sha256_end(f->sha);
+    int at = snprintf(f->path, path_cap, "%s/canonical-", dir);
+    for (int i = 0; i < 16; i++) {
+        at += snprintf(f->path + at, path_cap - (size_t)at, "%02x", f->key.bytes[i]);
+    }
+    snprintf(f->path + at, path_cap - (size_t)at, ".kv");
+    f->settled = false;
+    return MEPIC_OK;
+}
+
+void mp_canonical_file_close(mp_canonical_file *f) {
+    mp_sha256_close(f->sha);
+    mp_free(f->page);
+    mp_free(f->path);
+    *f = (mp_canonical_file){ 0 };
+}
+
+static bool read_all(int fd, void *bytes, size_t n) {
+    char *at = bytes;
+    while (n > 0) {
+        ssize_t got = read(fd, at, n);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        at += got;
+        n -= (size_t)got;
+    }
+    return true;
+}
+
+static bool write_all(int fd, const void *bytes, size_t n) {
+    const char *at = bytes;
+    while (n > 0) {
+        ssize_t put = write(fd, at, n);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return false;
+        at += put;
+        n -= (size_t)put;
+    }
+    return true;
+}
+
+/* Reads and verifies the whole file into memory, since nothing unverified may reach a page. NULL with the reason
+ * otherwise. */
+static char *read_verified(const mp_canonical_file *f, int fd, uint32_t n_pages, size_t *bytes, const char **why) {
+    record_header header, want = header_of(f, n_pages);
+    struct stat info;
+    size_t total;
+    char *pages = NULL;
+    *why = "it has another size";
+    if (!mp_mul_size(n_pages, f->page_bytes, bytes) || !mp_add_size(*bytes, sizeof header, &total)) return NULL;
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || (uint64_t)info.st_size != total) return NULL;
+    *why = "it cannot be read";
+    if (!read_all(fd, &header, sizeof header)) return NULL;
+    memcpy(want.digest, header.digest, sizeof want.digest);
+    *why = "its header is of something else";
+    if (memcmp(&header, &want, sizeof header) != 0) return NULL;
+    *why = "out of memory";
+    pages = mp_alloc_aligned(4096, *bytes);
+    if (!pages) return NULL;
+    *why = "it cannot be read";
+    if (!read_all(fd, pages, *bytes)) goto fail;
+    *why = "its digest is wrong";
+    mp_sha256_begin(f->sha);
+    mp_sha256_update(f->sha, &header, offsetof(record_header, digest));
+    mp_sha256_update(f->sha, pages, *bytes);
+    mp_digest digest = mp_sha256_end(f->sha);
+    if (memcmp(digest.bytes, header.digest, sizeof header.digest) != 0) goto fail;
+    return pages;
+fail:
+    mp_free_aligned(pages, *bytes);
+    return NULL;
+}
+
+void mp_canonical_file_load(mp_canonical_file *f, mp_scheduler *scheduler, mp_backend *backend, const mp_log *log) {
+    if (f->settled) return;
+    int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) {
+        if (errno != ENOENT) mp_log_write(log, MEPIC_LOG_WARN, "%s cannot be opened: %s", f->path, strerror(errno));
+        return;
+    }
+    uint32_t n_pages;
+    bool ready;
+    if (!mp_scheduler_canonical_take(scheduler)) {
+        close(fd);
+        return;
+    }
+    const mp_page *pages = mp_scheduler_canonical_pages(scheduler, &n_pages, &ready);
+    size_t bytes;
+    const char *why;
+    char *contents = read_verified(f, fd, n_pages, &bytes, &why);
+    close(fd);
+    if (!contents) {
+        mp_log_write(log, MEPIC_LOG_WARN, "%s is not used: %s; the canonical context is computed again", f->path, why);
+        return;
+    }
+    for (uint32_t i = 0; i < n_pages; i++) backend->ops->page_write(backend, pages[i], contents + i * f->page_bytes);
+    mp_free_aligned(contents, bytes);
+    mp_scheduler_canonical_loaded(scheduler);
+    f->settled = true;
+    mp_log_write(log, MEPIC_LOG_DEBUG, "canonical context: %u pages read from %s", n_pages, f->path);
+}
+
+/* The digest stands in front of what it covers, so the header is written last, over zeros. */
+static bool write_record(mp_canonical_file *f, int fd, const mp_page *pages, uint32_t n_pages, mp_backend *backend) {
+    record_header header = header_of(f, n_pages);
+    static const record_header zeros;
+    if (!write_all(fd, &zeros, sizeof zeros)) return false;
+    mp_sha256_begin(f->sha);
+    mp_sha256_update(f->sha, &header, offsetof(record_header, digest));
+    for (uint32_t i = 0; i < n_pages; i++) {
+        backend->ops->page_read(backend, pages[i], f->page);
+        mp_sha256_update(f->sha, f->page, f->page_bytes);
+        if (!write_all(fd, f->page, f->page_bytes)) return false;
+    }
+    mp_digest digest = mp_sha256_end(f->sha);
+    memcpy(header.digest, digest.bytes, sizeof header.digest);
+    return lseek(fd, 0, SEEK_SET) == 0 && write_all(fd, &header, sizeof header) && fsync(fd) == 0;
+}
+
+/* A rename lasts once its directory is on disk. */
+static bool sync_directory(const char *path) {
+    char dir[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    size_t len = (size_t)(slash - path);
+    if (len >= sizeof dir) return false;
+    memcpy(dir, path, len);
+    dir[len] = 0;
+    int fd = open(len ? dir : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return false;
+    bool ok = fsync(fd) == 0;
+    close(fd);
+    return ok;
+}
+
+void mp_canonical_file_save(mp_canonical_file *f, const mp_scheduler *scheduler, mp_backend *backend,
+                            const mp_log *log) {
+    if (f->settled) return;
+    uint32_t n_pages;
+    bool ready;
+    const mp_page *pages = mp_scheduler_canonical_pages(scheduler, &n_pages, &ready);
+    if (!ready) return;
+    f->settled = true; /* one attempt: a full disk must not slow every step */
+    char temporary[PATH_MAX];
+    int fd = -1;
+    if (snprintf(temporary, sizeof temporary, "%s.XXXXXX", f->path) >= (int)sizeof temporary) {
+        errno = ENAMETOOLONG;
+        goto fail;
+    }
+    fd = mkostemp(temporary, O_CLOEXEC);
+    if (fd < 0) goto fail;
+    if (!write_record(f, fd, pages, n_pages, backend)) goto fail_remove;
+    if (rename(temporary, f->path) != 0) goto fail_remove;
+    close(fd);
+    if (!sync_directory(f->path)) mp_log_write(log, MEPIC_LOG_WARN, "the directory of %s cannot be synced", f->path);
+    mp_log_write(log, MEPIC_LOG_DEBUG, "canonical context: %u pages written to %s", n_pages, f->path);
+    return;
+fail_remove:
+    unlink(temporary);
+fail:
+    mp_log_write(log, MEPIC_LOG_WARN, "%s is not written: %s; a restart computes the canonical context again", f->path,
+                 strerror(errno));
+    if (fd >= 0) close(fd);
+}

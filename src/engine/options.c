@@ -1,0 +1,98 @@
+#include "engine/options.h"
+
+#include <string.h>
+#include <unistd.h>
+
+mepic_status mp_options_copy(const void *in, size_t size, size_t least, void *out, size_t known, const char *what,
+                             mepic_error *err) {
+    if (size < least) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s.size is %zu; set it to sizeof(%s)", what, size, what);
+    }
+    const unsigned char *bytes = in;
+    for (size_t i = known; i < size; i++) {
+        if (bytes[i]) {
+            return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s.size is %zu: the caller is newer than this library (%zu)", what,
+                           size, known);
+        }
+    }
+    memset(out, 0, known);
+    memcpy(out, in, size < known ? size : known);
+    return MEPIC_OK;
+}
+
+uint32_t mp_options_link(uint32_t link_tokens, uint32_t otherwise) {
+    switch (link_tokens) {
+    case 0: return otherwise;
+    case MEPIC_LINK_NONE: return 0;
+    case MEPIC_LINK_ALL: return UINT32_MAX;
+    default: return link_tokens;
+    }
+}
+
+/* A quarter of the machine's memory, at most 4 GiB. */
+static size_t default_kv_memory(void) {
+    const size_t most = (size_t)4 << 30;
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    size_t bytes;
+    if (pages <= 0 || page_bytes <= 0 || !mp_mul_size((size_t)pages, (size_t)page_bytes, &bytes)) return most / 4;
+    return bytes / 4 < most ? bytes / 4 : most;
+}
+
+static mepic_status resolve_count(const char *name, uint32_t *value, uint32_t least, uint32_t most, uint32_t otherwise,
+                                  mepic_error *err) {
+    if (*value == 0) {
+        *value = otherwise;
+        return MEPIC_OK;
+    }
+    if (*value >= least && *value <= most) return MEPIC_OK;
+    return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s is %u; it must be 0 (default) or from %u to %u", name, *value, least,
+                   most);
+}
+
+mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_options *out, mepic_error *err) {
+    if (!in) return mp_fail(err, MEPIC_ERR_ARGUMENT, "options is NULL");
+    mepic_engine_options o;
+    size_t least = offsetof(mepic_engine_options, threads);
+    mepic_status st = mp_options_copy(in, in->size, least, &o, sizeof o, "mepic_engine_options", err);
+    if (st != MEPIC_OK) return st;
+    if (!o.model_path || !*o.model_path)
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "model_path is empty; name a GGUF file");
+
+    const struct {
+        const char *name;
+        uint32_t *value, least, most, otherwise;
+    } counts[] = {
+        { "threads", &o.threads, 1, 256, 0 },
+        { "pages", &o.pages, 4, 1u << 24, 0 },
+        { "context", &o.context, 16, 1u << 24, 0 },
+        { "max_running", &o.max_running, 1, 4096, 64 },
+        { "max_queued", &o.max_queued, 1, 1u << 20, 1024 },
+        { "step_tokens", &o.step_tokens, 1, 65536, 512 },
+        { "page_size", &o.page_size, 16, 128, 16 },
+    };
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        st = resolve_count(counts[i].name, counts[i].value, counts[i].least, counts[i].most, counts[i].otherwise, err);
+        if (st != MEPIC_OK) return st;
+    }
+    if (o.page_size & (o.page_size - 1)) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "page_size is %u; it must be 16, 32, 64 or 128", o.page_size);
+    }
+    if ((unsigned)o.kv_type > MEPIC_KV_F32) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "kv_type is %d; it must be one of mepic_kv_type, 0 to 3",
+                       (int)o.kv_type);
+    }
+    if ((unsigned)o.reuse > MEPIC_REUSE_MEPIC) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "reuse is %d; it must be one of mepic_reuse, 0 to 3", (int)o.reuse);
+    }
+    if ((unsigned)o.eviction > MEPIC_EVICT_LRU) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "eviction is %d; it must be one of mepic_eviction, 0 to 2",
+                       (int)o.eviction);
+    }
+    if (o.kv_memory == 0) o.kv_memory = default_kv_memory();
+    if (o.kv_type == MEPIC_KV_DEFAULT) o.kv_type = MEPIC_KV_F16;
+    if (o.reuse == MEPIC_REUSE_DEFAULT) o.reuse = MEPIC_REUSE_MEPIC;
+    if (o.eviction == MEPIC_EVICT_DEFAULT) o.eviction = MEPIC_EVICT_S3FIFO;
+    o.link_tokens = mp_options_link(o.link_tokens, MP_DEFAULT_LINK_TOKENS);
+    *out = o;
+    return MEPIC_OK;
+}
