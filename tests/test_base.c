@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/status.h"
@@ -97,6 +98,42 @@ static void a_loop_runs_every_item_once(void **state) {
     }
 }
 
+/* Items write plain memory, the caller reads and overwrites it between loops: a missing order shows under TSan. The work
+ * of an item and the gaps between loops differ, so that workers and caller wait in all ways: spinning, asleep, not at all. */
+typedef struct sums {
+    uint32_t n, busy_ns;
+    uint64_t in[64], out[64];
+} sums;
+
+static void spin(uint64_t ns) {
+    for (uint64_t end = mp_now_ns() + ns; mp_now_ns() < end;) {}
+}
+
+static void add_item(void *ctx, uint32_t item, uint32_t thread) {
+    sums *s = ctx;
+    if (item % 5 == thread % 5) spin(s->busy_ns);
+    s->out[item] = s->in[item] + s->n;
+}
+
+static void a_loop_sees_and_leaves_plain_memory(void **state) {
+    (void)state;
+    static const uint32_t waits[] = { 0, 0, 0, 1000, 0, 200000, 0, 0 };
+    for (uint32_t n = 2; n <= 4; n++) {
+        mp_threads *threads;
+        assert_int_equal(mp_threads_open(n, &threads, NULL), MEPIC_OK);
+        sums s = { 0 };
+        for (uint32_t round = 0; round < 400; round++) {
+            s.n = 1 + round % 64;
+            s.busy_ns = waits[round % 7];
+            for (uint32_t i = 0; i < s.n; i++) s.in[i] = round * i;
+            mp_threads_run(threads, s.n, add_item, &s);
+            for (uint32_t i = 0; i < s.n; i++) assert_true(s.out[i] == (uint64_t)round * i + s.n);
+            spin(waits[round % 8]);
+        }
+        mp_threads_close(threads);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(error_text_is_one_line_and_cut_at_a_character),
@@ -105,6 +142,7 @@ int main(void) {
         cmocka_unit_test(injected_failures_are_seen),
         cmocka_unit_test(sha256_of_abc),
         cmocka_unit_test(a_loop_runs_every_item_once),
+        cmocka_unit_test(a_loop_sees_and_leaves_plain_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

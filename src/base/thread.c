@@ -6,26 +6,30 @@
 
 #include "base/mem.h"
 
-/* How long an idle worker spins before it sleeps. Long enough for the gap between two loops of a step, short enough that
- * a neighbour on the core gets it back at once. */
+/* How long somebody spins before he sleeps: a worker without items, and the caller whose last items others hold. Some 20
+ * to 80 microseconds, by processor: longer than the gap between two loops of a step, and much shorter than a time slice, so
+ * that a thread which waits for one that the system took away gives up its processor to it. */
 enum { SPIN_ROUNDS = 2000 };
 
 struct mp_threads {
-    uint32_t n;
-    pthread_t *workers; /* [n - 1] */
-    uint32_t n_started;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-
-    /* The current loop: published by raising `round`, left when `running` is back at 0. */
+    /* Round << 32 | items of the round that nobody has taken yet. An item is taken by compare-and-swap, so nobody who
+     * slept through a round can take from the next one by mistake, and nobody needs to be waited for who took nothing. */
+    _Alignas(64) _Atomic uint64_t ticket;
+    /* The round's loop: written before its ticket, and read only by holders of an item, who keep the round open. */
     mp_task_fn fn;
     void *ctx;
     uint32_t n_items;
-    atomic_uint next;
-    atomic_uint running;
-    atomic_uint round;
-    atomic_uint sleepers;
+    /* Items that workers have finished in this round. */
+    _Alignas(64) atomic_uint done;
+    atomic_uint idle;    /* workers that sleep or are about to */
+    atomic_bool waiting; /* the caller sleeps or is about to */
     atomic_bool closing;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;  /* workers: there are items, or the end */
+    pthread_cond_t ready; /* caller: items were finished */
+
+    uint32_t n, n_started;
+    pthread_t *workers; /* [n - 1] */
     struct mp_worker {
         struct mp_threads *threads;
         uint32_t index;
@@ -35,42 +39,61 @@ struct mp_threads {
 static void cpu_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
 #endif
 }
 
-static void take_items(struct mp_threads *t, uint32_t thread) {
-    for (;;) {
-        uint32_t item = atomic_fetch_add_explicit(&t->next, 1, memory_order_relaxed);
-        if (item >= t->n_items) return;
-        t->fn(t->ctx, item, thread);
+/* Runs items until none is left to take; returns how many it ran. All of them belong to one round: the round cannot end
+ * before the caller knows of them. */
+static uint32_t take_items(struct mp_threads *t, uint32_t thread) {
+    uint32_t n = 0;
+    uint64_t ticket = atomic_load_explicit(&t->ticket, memory_order_relaxed);
+    while ((uint32_t)ticket > 0) {
+        if (!atomic_compare_exchange_weak_explicit(&t->ticket, &ticket, ticket - 1, memory_order_acquire,
+                                                   memory_order_relaxed)) {
+            continue;
+        }
+        t->fn(t->ctx, t->n_items - (uint32_t)ticket, thread);
+        n++;
+        ticket = atomic_load_explicit(&t->ticket, memory_order_relaxed);
     }
+    return n;
 }
 
-static uint32_t wait_for_round(struct mp_threads *t, uint32_t seen) {
+static bool has_work(struct mp_threads *t) {
+    return (uint32_t)atomic_load(&t->ticket) > 0 || atomic_load(&t->closing);
+}
+
+static void wait_for_work(struct mp_threads *t) {
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        uint32_t round = atomic_load_explicit(&t->round, memory_order_acquire);
-        if (round != seen || atomic_load_explicit(&t->closing, memory_order_acquire)) return round;
+        if (has_work(t)) return;
         cpu_relax();
     }
     pthread_mutex_lock(&t->lock);
-    atomic_fetch_add(&t->sleepers, 1);
-    while (atomic_load(&t->round) == seen && !atomic_load(&t->closing)) pthread_cond_wait(&t->wake, &t->lock);
-    atomic_fetch_sub(&t->sleepers, 1);
+    atomic_fetch_add(&t->idle,
+                     1); /* before the last look at the ticket; the caller writes and looks the other way round */
+    while (!has_work(t)) pthread_cond_wait(&t->wake, &t->lock);
+    atomic_fetch_sub(&t->idle, 1);
     pthread_mutex_unlock(&t->lock);
-    return atomic_load(&t->round);
 }
 
 static void *worker_main(void *arg) {
     struct mp_worker *w = arg;
     struct mp_threads *t = w->threads;
-    uint32_t seen = 0;
-    for (;;) {
-        uint32_t round = wait_for_round(t, seen);
-        if (atomic_load_explicit(&t->closing, memory_order_acquire)) return NULL;
-        seen = round;
-        take_items(t, w->index);
-        atomic_fetch_sub_explicit(&t->running, 1, memory_order_release);
+    while (!atomic_load(&t->closing)) {
+        uint32_t n = take_items(t, w->index);
+        if (n > 0) {
+            atomic_fetch_add(&t->done, n);
+            if (atomic_load(&t->waiting)) {
+                pthread_mutex_lock(&t->lock);
+                pthread_cond_signal(&t->ready);
+                pthread_mutex_unlock(&t->lock);
+            }
+        }
+        wait_for_work(t);
     }
+    return NULL;
 }
 
 mepic_status mp_threads_open(uint32_t n, mp_threads **out, mepic_error *err) {
@@ -80,13 +103,14 @@ mepic_status mp_threads_open(uint32_t n, mp_threads **out, mepic_error *err) {
         n = sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
         if (n > 256) n = 256;
     }
-    mp_threads *t = mp_calloc(1, sizeof *t);
+    mp_threads *t = mp_alloc_aligned(64, sizeof *t);
     if (!t) return mp_fail_nomem(err, "the thread pool", sizeof *t);
     t->n = n;
     t->workers = mp_calloc(n, sizeof *t->workers);
     t->slots = mp_calloc(n, sizeof *t->slots);
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->wake, NULL);
+    pthread_cond_init(&t->ready, NULL);
     if (!t->workers || !t->slots) {
         mp_threads_close(t);
         return mp_fail_nomem(err, "the thread pool", n * sizeof *t->slots);
@@ -112,14 +136,27 @@ void mp_threads_close(mp_threads *t) {
     pthread_mutex_unlock(&t->lock);
     for (uint32_t i = 0; i < t->n_started; i++) pthread_join(t->workers[i], NULL);
     pthread_cond_destroy(&t->wake);
+    pthread_cond_destroy(&t->ready);
     pthread_mutex_destroy(&t->lock);
     mp_free(t->workers);
     mp_free(t->slots);
-    mp_free(t);
+    mp_free_aligned(t, sizeof *t);
 }
 
 uint32_t mp_threads_count(const mp_threads *t) {
     return t->n;
+}
+
+static void wait_for_done(struct mp_threads *t, uint32_t n) {
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+        if (atomic_load_explicit(&t->done, memory_order_acquire) == n) return;
+        cpu_relax();
+    }
+    pthread_mutex_lock(&t->lock);
+    atomic_store(&t->waiting, true); /* before the last look at `done`; workers the other way round */
+    while (atomic_load(&t->done) != n) pthread_cond_wait(&t->ready, &t->lock);
+    atomic_store(&t->waiting, false);
+    pthread_mutex_unlock(&t->lock);
 }
 
 void mp_threads_run(mp_threads *t, uint32_t n_items, mp_task_fn fn, void *ctx) {
@@ -131,21 +168,13 @@ void mp_threads_run(mp_threads *t, uint32_t n_items, mp_task_fn fn, void *ctx) {
     t->fn = fn;
     t->ctx = ctx;
     t->n_items = n_items;
-    atomic_store_explicit(&t->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&t->running, t->n - 1, memory_order_relaxed);
-    atomic_fetch_add(&t->round, 1); /* publishes the fields above; ordered before the look at sleepers */
-    if (atomic_load(&t->sleepers) > 0) {
+    atomic_store_explicit(&t->done, 0, memory_order_relaxed);
+    uint64_t round = (atomic_load_explicit(&t->ticket, memory_order_relaxed) >> 32) + 1;
+    atomic_store(&t->ticket, round << 32 | n_items); /* publishes the above; ordered before the look at `idle` */
+    if (atomic_load(&t->idle) > 0) {
         pthread_mutex_lock(&t->lock);
         pthread_cond_broadcast(&t->wake);
         pthread_mutex_unlock(&t->lock);
     }
-    take_items(t, 0);
-    /* Every worker passes through the round, so that none still reads the fields when the next loop writes them. */
-    for (uint32_t spins = 0; atomic_load_explicit(&t->running, memory_order_acquire) > 0; spins++) {
-        if (spins < SPIN_ROUNDS) {
-            cpu_relax();
-        } else {
-            sched_yield();
-        }
-    }
+    wait_for_done(t, n_items - take_items(t, 0));
 }

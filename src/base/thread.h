@@ -1,8 +1,9 @@
 /* A pool of threads for data-parallel loops inside a step.
  *
- * The caller is one of the threads. Work is handed out item by item from a counter, so a thread that the system takes
- * away delays only the item it holds. Idle workers spin for a few microseconds, then sleep: a busy neighbour on the
- * cores must not cost more than its share. The pool belongs to one caller at a time. */
+ * The caller is one of the threads. Items are taken one by one, and a loop ends when its items are done: a worker that the
+ * system has taken away delays the loop only if it holds an item, and is not waited for otherwise. Whoever waits spins for
+ * some microseconds, then sleeps, so a busy neighbour on the processors costs little more than its share. The pool belongs
+ * to one caller at a time. Nothing is allocated after open. */
 #ifndef MEPIC_BASE_THREAD_H
 #define MEPIC_BASE_THREAD_H
 
