@@ -9,8 +9,13 @@
 
 #if defined(MP_ISA_AVX512VNNI) || defined(MP_ISA_AVX512)
 #define TILE_ROWS 8
-#else
+#define EACH_ROWS(X, type) X(type, 1) X(type, 2) X(type, 3) X(type, 4) X(type, 5) X(type, 6) X(type, 7) X(type, 8)
+#elif defined(MP_ISA_AVX2)
 #define TILE_ROWS 4
+#define EACH_ROWS(X, type) X(type, 1) X(type, 2) X(type, 3) X(type, 4)
+#else
+#define TILE_ROWS 2
+#define EACH_ROWS(X, type) X(type, 1) X(type, 2)
 #endif
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -180,11 +185,6 @@ MP_INLINE void tile_product(mp_panel_type type, int rows, const mp_tile *t) {
     }
 }
 
-#if TILE_ROWS == 8
-#define EACH_ROWS(X, type) X(type, 1) X(type, 2) X(type, 3) X(type, 4) X(type, 5) X(type, 6) X(type, 7) X(type, 8)
-#else
-#define EACH_ROWS(X, type) X(type, 1) X(type, 2) X(type, 3) X(type, 4)
-#endif
 #define EACH_TYPE(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K) X(F32) X(F16) X(BF16)
 
 #define DEFINE_TILE(type, rows)                                                                                        \

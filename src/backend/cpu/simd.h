@@ -1,9 +1,9 @@
 /* Sixteen lanes, four ways: the vocabulary the CPU kernels are written in.
  *
  * A kernel file is compiled once per instruction set (CMakeLists.txt of this folder), each time with one of
- * MP_ISA_AVX512VNNI, MP_ISA_AVX512, MP_ISA_AVX2 or none (portable C) defined, and its external names pass through
+ * MP_ISA_AVX512VNNI, MP_ISA_AVX512, MP_ISA_AVX2 or none (portable) defined, and its external names pass through
  * MP_ISA(name). The same source gives the same order of operations everywhere; integer results are equal on every
- * instruction set, and floating ones up to the fused multiply-add, which portable C does not use.
+ * instruction set, and floating ones up to the fused multiply-add, which the portable set does not use.
  *
  *   v16f  16 floats      v16i  16 int32      v32w  32 int16, as 16 lanes of one pair each */
 #ifndef MEPIC_BACKEND_CPU_SIMD_H
@@ -183,74 +183,93 @@ MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
                    _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, p)) };
 }
 
-#else /* portable C */
-#include "model/dtype.h"
+#else /* portable: the vector types of GCC and Clang, which become whatever the target has */
 
-typedef struct { float x[16]; } v16f;
-typedef struct { int32_t x[16]; } v16i;
-typedef struct { int16_t x[32]; } v32w;
 
-#define MP_LANES(type, expr)                  \
-    type r_;                                  \
-    for (int i = 0; i < 16; i++) r_.x[i] = expr; \
-    return r_
+typedef float v16f __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef int16_t v32w __attribute__((vector_size(64)));
+typedef uint32_t v16u __attribute__((vector_size(64)));
+typedef uint16_t v32u __attribute__((vector_size(64)));
+typedef uint16_t v16h __attribute__((vector_size(32)));
+typedef int16_t v16s __attribute__((vector_size(32)));
+typedef uint8_t v16b __attribute__((vector_size(16)));
+typedef int8_t v16c __attribute__((vector_size(16)));
 
-MP_INLINE v16f v_set(float x) { MP_LANES(v16f, x); }
-MP_INLINE v16f v_zero(void) { return v_set(0.0f); }
-MP_INLINE v16f v_load(const float *p) { MP_LANES(v16f, p[i]); }
-MP_INLINE void v_store(float *p, v16f a) { memcpy(p, a.x, sizeof a.x); }
-MP_INLINE v16f v_load_f16(const uint16_t *p) { MP_LANES(v16f, mp_f16_to_f32(p[i])); }
-MP_INLINE v16f v_load_bf16(const uint16_t *p) { MP_LANES(v16f, mp_bf16_to_f32(p[i])); }
-MP_INLINE v16f v_add(v16f a, v16f b) { MP_LANES(v16f, a.x[i] + b.x[i]); }
-MP_INLINE v16f v_sub(v16f a, v16f b) { MP_LANES(v16f, a.x[i] - b.x[i]); }
-MP_INLINE v16f v_mul(v16f a, v16f b) { MP_LANES(v16f, a.x[i] * b.x[i]); }
-MP_INLINE v16f v_div(v16f a, v16f b) { MP_LANES(v16f, a.x[i] / b.x[i]); }
-MP_INLINE v16f v_fma(v16f a, v16f b, v16f c) { MP_LANES(v16f, a.x[i] * b.x[i] + c.x[i]); }
-MP_INLINE v16f v_max(v16f a, v16f b) { MP_LANES(v16f, a.x[i] > b.x[i] ? a.x[i] : b.x[i]); }
-MP_INLINE v16f v_min(v16f a, v16f b) { MP_LANES(v16f, a.x[i] < b.x[i] ? a.x[i] : b.x[i]); }
-MP_INLINE v16f v_round(v16f a) { MP_LANES(v16f, rintf(a.x[i])); }
-MP_INLINE v16f v_select(uint16_t mask, v16f a, v16f b) { MP_LANES(v16f, (mask >> i & 1) ? a.x[i] : b.x[i]); }
-MP_INLINE v16f v_exp2i(v16f n) {
-    v16f r;
-    for (int i = 0; i < 16; i++) {
-        int32_t bits = ((int32_t)n.x[i] + 127) * (1 << 23);
-        memcpy(&r.x[i], &bits, sizeof bits);
-    }
-    return r;
+MP_INLINE v16f v_blend(v16i mask, v16f a, v16f b) { return (v16f)(((v16i)a & mask) | ((v16i)b & ~mask)); }
+MP_INLINE v16f v_zero(void) { return (v16f){ 0 }; }
+MP_INLINE v16f v_set(float x) { return x - (v16f){ 0 }; } /* keeps -0 */
+MP_INLINE v16f v_load(const float *p) { v16f r; memcpy(&r, p, sizeof r); return r; }
+MP_INLINE void v_store(float *p, v16f a) { memcpy(p, &a, sizeof a); }
+MP_INLINE v16u u_load_u16(const uint16_t *p) {
+    v16h h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, v16u);
 }
+MP_INLINE v16f v_load_bf16(const uint16_t *p) { return (v16f)(u_load_u16(p) << 16); }
+/* Exponent and fraction go to their places; a product moves the exponent's bias and makes subnormals normal. */
+MP_INLINE v16f v_load_f16(const uint16_t *p) {
+    v16u h = u_load_u16(p), sign = (h & 0x8000u) << 16;
+    v16i is_special = (v16i)((h & 0x7c00u) == 0x7c00u);
+    v16f finite = (v16f)((h & 0x7fffu) << 13) * 0x1p112f;
+    return (v16f)((v16u)finite | ((v16u)is_special & 0x7f800000u) | sign);
+}
+MP_INLINE v16f v_add(v16f a, v16f b) { return a + b; }
+MP_INLINE v16f v_sub(v16f a, v16f b) { return a - b; }
+MP_INLINE v16f v_mul(v16f a, v16f b) { return a * b; }
+MP_INLINE v16f v_div(v16f a, v16f b) { return a / b; }
+MP_INLINE v16f v_fma(v16f a, v16f b, v16f c) { return a * b + c; }
+MP_INLINE v16f v_max(v16f a, v16f b) { return v_blend(a > b, a, b); }
+MP_INLINE v16f v_min(v16f a, v16f b) { return v_blend(a < b, a, b); }
+/* Adding 1.5 * 2^23 leaves no bits for a fraction; from 2^22 on numbers are left as they are, near enough to integral. */
+MP_INLINE v16f v_round(v16f a) {
+    v16f r = (a + 12582912.0f) - 12582912.0f;
+    return v_blend((a < 4194304.0f) & (a > -4194304.0f), r, a);
+}
+MP_INLINE v16f v_select(uint16_t mask, v16f a, v16f b) {
+    const v16i bit = { 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768 };
+    return v_blend((bit & (int32_t)mask) != 0, a, b);
+}
+MP_INLINE v16f v_exp2i(v16f n) { return (v16f)((__builtin_convertvector(n, v16i) + 127) << 23); }
 
-MP_INLINE v16i i_set(int32_t x) { MP_LANES(v16i, x); }
-MP_INLINE v16i i_zero(void) { return i_set(0); }
-MP_INLINE v16i i_load(const int32_t *p) { MP_LANES(v16i, p[i]); }
-MP_INLINE void i_store(int32_t *p, v16i a) { memcpy(p, a.x, sizeof a.x); }
-MP_INLINE v16i i_add(v16i a, v16i b) { MP_LANES(v16i, a.x[i] + b.x[i]); }
-MP_INLINE v16i i_sub(v16i a, v16i b) { MP_LANES(v16i, a.x[i] - b.x[i]); }
-MP_INLINE v16i i_mul(v16i a, v16i b) { MP_LANES(v16i, a.x[i] * b.x[i]); }
-MP_INLINE v16i i_sll(v16i a, int n) { MP_LANES(v16i, a.x[i] * (1 << n)); }
-MP_INLINE v16f i_to_f(v16i a) { MP_LANES(v16f, (float)a.x[i]); }
-MP_INLINE v16i f_to_i(v16f a) { MP_LANES(v16i, (int32_t)lrintf(a.x[i])); }
-MP_INLINE v16i i_load_u8(const uint8_t *p) { MP_LANES(v16i, p[i]); }
-MP_INLINE v16i i_load_s8(const int8_t *p) { MP_LANES(v16i, p[i]); }
+MP_INLINE v16i i_zero(void) { return (v16i){ 0 }; }
+MP_INLINE v16i i_set(int32_t x) { return x + (v16i){ 0 }; }
+MP_INLINE v16i i_load(const int32_t *p) { v16i r; memcpy(&r, p, sizeof r); return r; }
+MP_INLINE void i_store(int32_t *p, v16i a) { memcpy(p, &a, sizeof a); }
+MP_INLINE v16i i_add(v16i a, v16i b) { return a + b; }
+MP_INLINE v16i i_sub(v16i a, v16i b) { return a - b; }
+MP_INLINE v16i i_mul(v16i a, v16i b) { return a * b; }
+MP_INLINE v16i i_sll(v16i a, int n) { return (v16i)((v16u)a << n); }
+MP_INLINE v16f i_to_f(v16i a) { return __builtin_convertvector(a, v16f); }
+MP_INLINE v16i f_to_i(v16f a) { return __builtin_convertvector(v_round(a), v16i); }
+MP_INLINE v16i i_load_u8(const uint8_t *p) {
+    v16b b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, v16i);
+}
+MP_INLINE v16i i_load_s8(const int8_t *p) {
+    v16c c;
+    memcpy(&c, p, sizeof c);
+    return __builtin_convertvector(c, v16i);
+}
 MP_INLINE void i_store_s16(int16_t *p, v16i a) {
-    for (int i = 0; i < 16; i++) p[i] = (int16_t)a.x[i];
+    v16s s = __builtin_convertvector(a, v16s);
+    memcpy(p, &s, sizeof s);
 }
 
-#define MP_WORDS(expr)                           \
-    v32w r_;                                     \
-    for (int i = 0; i < 32; i++) r_.x[i] = (int16_t)(expr); \
-    return r_
-
-MP_INLINE v32w w_load(const void *p) { v32w r; memcpy(r.x, p, sizeof r.x); return r; }
-MP_INLINE v32w w_set(int16_t x) { MP_WORDS(x); }
-MP_INLINE v32w w_and(v32w a, v32w b) { MP_WORDS(a.x[i] & b.x[i]); }
-MP_INLINE v32w w_or(v32w a, v32w b) { MP_WORDS(a.x[i] | b.x[i]); }
-MP_INLINE v32w w_sub(v32w a, v32w b) { MP_WORDS(a.x[i] - b.x[i]); }
-MP_INLINE v32w w_or_and(v32w a, v32w b, v32w c) { MP_WORDS(a.x[i] | (b.x[i] & c.x[i])); } /* a | (b & c) */
-MP_INLINE v32w w_srl(v32w a, int n) { MP_WORDS((uint16_t)a.x[i] >> n); }
-MP_INLINE v32w w_sll(v32w a, int n) { MP_WORDS((uint16_t)((unsigned)(uint16_t)a.x[i] << n)); }
-MP_INLINE v32w w_sra(v32w a, int n) { MP_WORDS(a.x[i] >> n); }
+MP_INLINE v32w w_load(const void *p) { v32w r; memcpy(&r, p, sizeof r); return r; }
+MP_INLINE v32w w_set(int16_t x) { return x + (v32w){ 0 }; }
+MP_INLINE v32w w_and(v32w a, v32w b) { return a & b; }
+MP_INLINE v32w w_or(v32w a, v32w b) { return a | b; }
+MP_INLINE v32w w_sub(v32w a, v32w b) { return a - b; }
+MP_INLINE v32w w_or_and(v32w a, v32w b, v32w c) { return a | (b & c); }
+MP_INLINE v32w w_srl(v32w a, int n) { return (v32w)((v32u)a >> n); }
+MP_INLINE v32w w_sll(v32w a, int n) { return (v32w)((v32u)a << n); }
+MP_INLINE v32w w_sra(v32w a, int n) { return a >> n; }
+/* Little-endian: the first word of a pair is the low half of its lane. */
 MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
-    MP_LANES(v16i, acc.x[i] + w.x[2 * i] * x[0] + w.x[2 * i + 1] * x[1]);
+    v16i low = (v16i)((v16u)w << 16) >> 16, high = (v16i)w >> 16;
+    return acc + low * x[0] + high * x[1];
 }
 #endif
 
