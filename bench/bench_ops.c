@@ -159,8 +159,8 @@ static void *draw_weights(mp_dtype type, size_t bytes) {
 }
 
 static void print_row(const shape *s, uint32_t rows, double us, double gb_s, double g_s, double read, double mac) {
-    printf("%-13s %-12s %-5s %6u %5u %5u %11.1f %8.1f %5.0f%% %8.1f", s->model, s->what, mp_dtype_name(s->type), s->n_out,
-           s->n_in, rows, us, gb_s, 100 * gb_s / read, g_s);
+    printf("%-13s %-12s %-5s %6u %5u %5u %11.1f %8.1f %5.0f%% %8.1f", s->model, s->what, mp_dtype_name(s->type),
+           s->n_out, s->n_in, rows, us, gb_s, 100 * gb_s / read, g_s);
     if (mac > 0) printf(" %5.0f%%", 100 * g_s / mac);
     printf("\n");
     fflush(stdout);
@@ -170,7 +170,8 @@ static bool run_shape(bench *b, const shape *s, uint32_t rows) {
     const mp_dtype_info *info = mp_dtype_find(s->type);
     size_t weights = (size_t)s->n_out * s->n_in, bytes = weights / info->len * info->bytes;
     uint32_t copies = (uint32_t)(SPAN / bytes) + 1, used = copies;
-    if (rows >= 64) used = 1 + (uint32_t)(2000000000 / ((double)weights * rows)); /* a hundredth of a second is enough */
+    if (rows >= 64)
+        used = 1 + (uint32_t)(2000000000 / ((double)weights * rows)); /* a hundredth of a second is enough */
     if (used > copies) used = copies;
     if (used > MAX_COPIES) used = MAX_COPIES;
     static mp_packed *w[MAX_COPIES];
@@ -206,8 +207,8 @@ static bool run_shape(bench *b, const shape *s, uint32_t rows) {
 }
 
 static int run(bench *b, const uint32_t *rows, int n_rows, const char *only) {
-    printf("isa %s, %u threads: reads %.1f GB/s, %.0f G multiply-adds/s, empty fork and join %.2f us\n", b->kernels->isa,
-           mp_threads_count(b->threads), read_gb_s(b), mac_g_s(b), fork_join_us(b));
+    printf("isa %s, %u threads: reads %.1f GB/s, %.0f G multiply-adds/s, empty fork and join %.2f us\n",
+           b->kernels->isa, mp_threads_count(b->threads), read_gb_s(b), mac_g_s(b), fork_join_us(b));
     printf("%-13s %-12s %-5s %6s %5s %5s %11s %8s %6s %8s %6s\n", "model", "product", "type", "out", "in", "rows", "us",
            "GB/s", "read", "GMAC/s", "peak");
     for (int r = 0; r < n_rows; r++) {
@@ -247,7 +248,8 @@ int main(int argc, char **argv) {
     bench b = { 0 };
     mepic_error err = { 0 };
     int status = 1;
-    if (mp_cpu_kernels_find(isa, &b.kernels, &err) != MEPIC_OK || mp_threads_open(threads, &b.threads, &err) != MEPIC_OK) {
+    if (mp_cpu_kernels_find(isa, &b.kernels, &err) != MEPIC_OK ||
+        mp_threads_open(threads, &b.threads, &err) != MEPIC_OK) {
         fprintf(stderr, "bench_ops: %s\n", err.message);
         return 2;
     }

@@ -106,7 +106,8 @@ typedef struct sums {
 } sums;
 
 static void spin(uint64_t ns) {
-    for (uint64_t end = mp_now_ns() + ns; mp_now_ns() < end;) {}
+    for (uint64_t end = mp_now_ns() + ns; mp_now_ns() < end;) {
+    }
 }
 
 static void add_item(void *ctx, uint32_t item, uint32_t thread) {

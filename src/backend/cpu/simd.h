@@ -185,7 +185,6 @@ MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
 
 #else /* portable: the vector types of GCC and Clang, which become whatever the target has */
 
-
 typedef float v16f __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef int16_t v32w __attribute__((vector_size(64)));
