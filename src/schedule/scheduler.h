@@ -9,7 +9,7 @@
  *     (the backend computes it)
  *     mp_scheduler_commit  its rows are written: publish pages, end jobs, free waiters
  *     for every row with logits: mp_scheduler_append (it goes on) or mp_scheduler_finish
- * Cancel and submit may come between any two steps.
+ * Cancel (finish) and submit may come between any two steps, not between a step and its commit.
  *
  * Invariants. A row is emitted for a slot exactly once per page version. Pages of an admitted request or job are held from
  * admission to its end. Requests wait for jobs, never the reverse. The oldest running request is never preempted. Nothing
@@ -19,6 +19,7 @@
 
 #include "base/hash.h"
 #include "base/status.h"
+#include "cache/segment.h"
 #include "kv/plan.h"
 
 typedef struct mp_scheduler mp_scheduler;
@@ -42,13 +43,6 @@ typedef struct mp_scheduler_config {
 mepic_status mp_scheduler_open(const mp_scheduler_config *config, mp_scheduler **out, mepic_error *err);
 void mp_scheduler_close(mp_scheduler *s); /* NULL is a no-op; requests still inside are freed */
 
-/* A part of a prompt's tokens. Parts cover the prompt in order. */
-typedef struct mp_span {
-    mepic_segment_kind kind;
-    uint32_t first, n;
-    bool no_cache;
-} mp_span;
-
 typedef struct mp_request_spec {
     const int32_t *tokens; /* whole prompt, copied */
     uint32_t n_tokens;
@@ -56,7 +50,7 @@ typedef struct mp_request_spec {
     uint32_t n_spans;
     mepic_reuse reuse;     /* not DEFAULT */
     uint32_t link_tokens;  /* 0 = nothing; UINT32_MAX = everything */
-    const uint16_t *page_masks; /* tests and rule `attended`: per chunk span, per page of the chunk, 1 = linked as well; NULL */
+    const uint16_t *page_masks; /* tests and rule `attended`: [pages of the CHUNK spans, in order] 1 = linked as well; NULL */
     mp_digest scope;
     uint32_t max_tokens;   /* of the reply; 0 = until the context is full */
     bool logits_of_prompt; /* every computed prompt row wants logits */
@@ -73,6 +67,8 @@ void mp_scheduler_commit(mp_scheduler *s);
 mp_request *mp_scheduler_request(const mp_scheduler *s, uint32_t seq);
 /* Whether the request's newest logits are those a token is sampled from: its last prompt row or a decode row. */
 bool mp_scheduler_samples(const mp_scheduler *s, const mp_row *row);
+/* Tokens the reply may have at most: the spec's, cut to what context and pool can hold. No token is appended past it. */
+uint32_t mp_request_max_tokens(const mp_request *request);
 /* The request's next token; it will be a row of a later step. */
 void mp_scheduler_append(mp_scheduler *s, mp_request *request, int32_t token);
 /* Ends a request in any state: completed or cancelled. Its pages are released; `request` is freed. */
