@@ -29,7 +29,7 @@ enum {
 };
 
 typedef struct entry {
-    mp_str key;
+    mp_str key, raw; /* raw: key, type and value as they stand in the file */
     mp_gguf_type type;
     const uint8_t *value; /* of a scalar or string */
     mp_str string;
@@ -380,8 +380,10 @@ static mepic_status read_keys(mp_gguf *gguf, reader *r, size_t n) {
     gguf->n_entries = n;
     r->what = "key";
     for (r->index = 0; r->index < n; r->index++) {
+        size_t start = r->at;
         mepic_status status = take_entry(r, &gguf->entries[r->index]);
         if (status != MEPIC_OK) return status;
+        gguf->entries[r->index].raw = (mp_str){ (const char *)gguf->bytes + start, r->at - start };
     }
     return index_keys(gguf, r->err);
 }
@@ -673,6 +675,13 @@ bool mp_gguf_describe(const mp_gguf *gguf, size_t i, mp_str *key, char *value, s
     } else {
         snprintf(value, value_cap, "%.9g", real(e));
     }
+    return true;
+}
+
+bool mp_gguf_entry(const mp_gguf *gguf, size_t i, mp_str *key, mp_str *raw) {
+    if (i >= gguf->n_entries) return false;
+    *key = gguf->entries[i].key;
+    *raw = gguf->entries[i].raw;
     return true;
 }
 

@@ -70,6 +70,9 @@ const mp_tensor *mp_gguf_tensor(const mp_gguf *gguf, const char *name); /* NULL:
 /* For `inspect`: the i-th key and its value as text ("[151936 strings]" for an array). False at the end. */
 bool mp_gguf_describe(const mp_gguf *gguf, size_t i, mp_str *key, char *value, size_t value_cap);
 
+/* The i-th key and its whole entry as it stands in the file (key, type, value), for writers. False at the end. */
+bool mp_gguf_entry(const mp_gguf *gguf, size_t i, mp_str *key, mp_str *raw);
+
 const char *mp_gguf_path(const mp_gguf *gguf);
 size_t mp_gguf_file_bytes(const mp_gguf *gguf);
 const uint8_t *mp_gguf_bytes(const mp_gguf *gguf); /* [mp_gguf_file_bytes] */
