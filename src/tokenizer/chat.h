@@ -2,7 +2,8 @@
  *
  * The family is recognized from the template text in the GGUF file; templates are never executed. A piece is either
  * template text, in which special tokens are parsed, or a part of a message, in which they are not. Chunks stay pieces
- * of their own, so they can be tokenized and cached on their own. Pure; any thread. */
+ * of their own, so they can be tokenized and cached on their own. What a template adds of its own (dates, tools, dropped
+ * reasoning) is left out. Pure; any thread. */
 #ifndef MEPIC_TOKENIZER_CHAT_H
 #define MEPIC_TOKENIZER_CHAT_H
 
@@ -22,7 +23,13 @@ typedef struct mp_chat_template {
     /* put in front when the conversation has no system turn; len 0 = none. Points into static or GGUF memory */
     mp_str default_system;
     /* small variations between templates of one family are fields here */
-    bool trim;             /* message content is trimmed */
+    bool trim;             /* message content is trimmed (Mistral: of the assistant's turns) */
+    bool tool_response;    /* ChatML: role "tool" becomes <tool_response> in a user turn */
+    bool system_prompt;    /* Mistral: [SYSTEM_PROMPT] instead of a system text inside [INST] */
+    bool system_last;      /* Mistral: the system text stands in the last user turn, not in the first */
+    bool space_before;     /* Mistral: " [INST]", " [/INST]" */
+    bool space_after;      /* Mistral: "[INST] ", "[SYSTEM_PROMPT] " */
+    bool space_reply;      /* Mistral: a space in front of the assistant's text */
 } mp_chat_template;
 
 void mp_chat_template_find(const mp_gguf *gguf, mp_chat_template *out);
@@ -31,7 +38,7 @@ const char *mp_chat_family_name(mp_chat_family family);
 typedef enum mp_piece_kind { MP_PIECE_TEMPLATE, MP_PIECE_PART } mp_piece_kind;
 typedef struct mp_piece {
     mp_piece_kind kind;
-    mp_str text;                /* TEMPLATE: the literal, in `storage` below or static */
+    mp_str text;                /* TEMPLATE: the literal, static or from the template; never BOS, which the caller adds */
     const mepic_segment *part;  /* PART: the caller's segment; text is what to take of it (after trimming) */
 } mp_piece;
 typedef struct mp_pieces {

@@ -19,9 +19,11 @@ typedef struct mp_tokens {
     int32_t *ids; /* owned; mp_free */
     size_t n, cap;
 } mp_tokens;
+bool mp_tokens_push(mp_tokens *tokens, int32_t id); /* false: out of memory */
 
 /* Appends the ids of `text`. add_special: the model's BOS (and EOS, space prefix) conventions. parse_special: control
- * tokens written in the text become tokens. Any bytes are accepted. ERR_NOMEM only; *out is unchanged on failure. */
+ * tokens written in the text become tokens; without it no text gives one. Any bytes are accepted. ERR_NOMEM only; *out
+ * is unchanged on failure. */
 mepic_status mp_tokenize(const mp_tokenizer *tokenizer, const char *text, size_t len, bool add_special,
                          bool parse_special, mp_tokens *out, mepic_error *err);
 
