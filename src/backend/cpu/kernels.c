@@ -2,16 +2,18 @@
 
 #include <string.h>
 
+#include "backend/cpu/kernels_attend.h"
 #include "backend/cpu/kernels_matmul.h"
+#include "backend/cpu/kernels_rows.h"
 
 /* Best first; the portable set is last and runs everywhere. */
 static const mp_cpu_kernels sets[] = {
 #if defined(__x86_64__)
-    { "avx512-vnni", &mp_matmul_kernels_avx512vnni, NULL, NULL },
-    { "avx512", &mp_matmul_kernels_avx512, NULL, NULL },
-    { "avx2", &mp_matmul_kernels_avx2, NULL, NULL },
+    { "avx512-vnni", &mp_matmul_kernels_avx512vnni, &mp_attend_kernels_avx512, &mp_row_kernels_avx512 },
+    { "avx512", &mp_matmul_kernels_avx512, &mp_attend_kernels_avx512, &mp_row_kernels_avx512 },
+    { "avx2", &mp_matmul_kernels_avx2, &mp_attend_kernels_avx2, &mp_row_kernels_avx2 },
 #endif
-    { "portable", &mp_matmul_kernels_portable, NULL, NULL },
+    { "portable", &mp_matmul_kernels_portable, &mp_attend_kernels_portable, &mp_row_kernels_portable },
 };
 enum { N_SETS = sizeof sets / sizeof sets[0] };
 

@@ -52,6 +52,13 @@ MP_INLINE v16f v_min(v16f a, v16f b) { return _mm512_min_ps(a, b); }
 MP_INLINE v16f v_round(v16f a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 /* Lanes whose bit is set come from a, the others from b. */
 MP_INLINE v16f v_select(uint16_t mask, v16f a, v16f b) { return _mm512_mask_blend_ps(mask, b, a); }
+/* Lanes of a where x >= bound, 0 elsewhere. */
+MP_INLINE v16f v_keep_ge(v16f a, v16f x, v16f bound) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_GE_OQ), a);
+}
+MP_INLINE void v_store_f16(uint16_t *p, v16f a) { /* to nearest even */
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 /* 2^n for integral n in [-126, 127]. */
 MP_INLINE v16f v_exp2i(v16f n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -132,6 +139,14 @@ MP_INLINE __m256 v_select_half(unsigned mask, __m256 a, __m256 b) {
 MP_INLINE v16f v_select(uint16_t mask, v16f x, v16f y) {
     return (v16f){ v_select_half(mask & 255u, x.a, y.a), v_select_half(mask >> 8, x.b, y.b) };
 }
+MP_INLINE v16f v_keep_ge(v16f v, v16f x, v16f bound) {
+    return (v16f){ _mm256_and_ps(v.a, _mm256_cmp_ps(x.a, bound.a, _CMP_GE_OQ)),
+                   _mm256_and_ps(v.b, _mm256_cmp_ps(x.b, bound.b, _CMP_GE_OQ)) };
+}
+MP_INLINE void v_store_f16(uint16_t *p, v16f x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 MP_INLINE __m256 v_exp2i_half(__m256 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
@@ -184,6 +199,7 @@ MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
 }
 
 #else /* portable: the vector types of GCC and Clang, which become whatever the target has */
+#include "model/dtype.h"
 
 typedef float v16f __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
@@ -228,6 +244,10 @@ MP_INLINE v16f v_round(v16f a) {
 MP_INLINE v16f v_select(uint16_t mask, v16f a, v16f b) {
     const v16i bit = { 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768 };
     return v_blend((bit & (int32_t)mask) != 0, a, b);
+}
+MP_INLINE v16f v_keep_ge(v16f a, v16f x, v16f bound) { return (v16f)((v16i)a & (x >= bound)); }
+MP_INLINE void v_store_f16(uint16_t *p, v16f a) {
+    for (int i = 0; i < 16; i++) p[i] = mp_f32_to_f16(a[i]);
 }
 MP_INLINE v16f v_exp2i(v16f n) { return (v16f)((__builtin_convertvector(n, v16i) + 127) << 23); }
 
@@ -306,11 +326,7 @@ MP_INLINE v16f v_exp(v16f x) {
     v16f e = v_add(v_fma(v_mul(r, r), p, r), v_set(1.0f));
     e = v_mul(e, v_exp2i(n));
     /* lanes under the range are exact zeros, so a masked key has no weight at all */
-    float in[16], out[16];
-    v_store(in, x);
-    v_store(out, e);
-    for (int i = 0; i < 16; i++) out[i] = in[i] < -87.0f ? 0.0f : out[i];
-    return v_load(out);
+    return v_keep_ge(e, x, v_set(-87.0f));
 }
 
 #endif
