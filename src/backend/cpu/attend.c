@@ -52,10 +52,10 @@ struct mp_attend {
     float *workspace; /* [n_slots, n_heads, stride] */
     size_t workspace_bytes;
     uint32_t n_slots;
-    reader *readers;   /* [n_slots] */
-    cell_item *items;  /* [n_slots] */
-    block_item *blocks; /* [max_rows] */
-    fold_item *folds;   /* [max_rows] */
+    reader *readers;       /* [n_slots] */
+    cell_item *items;      /* [n_slots] */
+    block_item *blocks;    /* [max_rows] */
+    fold_item *folds;      /* [max_rows] */
     uint32_t *slot_of_row; /* [max_rows] first slot of a decode row, MP_NONE: not one */
     uint32_t n_readers, n_items, n_blocks, n_folds;
 
@@ -74,8 +74,8 @@ struct mp_attend {
 
 static bool open_scratch(mp_attend *at) {
     uint32_t n = mp_threads_count(at->cfg.threads);
-    size_t per_thread = (size_t)ITEM_QUERIES * (at->head_dim + 2 * at->stride) +
-                        (size_t)MP_TILE_MAX * (at->stride + MP_CELL_TOKENS);
+    size_t per_thread =
+        (size_t)ITEM_QUERIES * (at->head_dim + 2 * at->stride) + (size_t)MP_TILE_MAX * (at->stride + MP_CELL_TOKENS);
     at->scratch = mp_calloc(n, sizeof *at->scratch);
     at->scratch_bytes = n * per_thread * sizeof(float);
     at->scratch_floats = mp_alloc_aligned(64, at->scratch_bytes);
@@ -228,7 +228,8 @@ static void turn_queries(const mp_attend *at, uint32_t row, uint32_t kv_head, in
     const float *cos_sin = rope->cos_sin + (size_t)angle * 2 * rope->n_pairs;
     for (uint32_t h = 0; h < at->group; h++) {
         const float *x = at->q + ((size_t)row * hp->n_heads + kv_head * at->group + h) * at->head_dim;
-        at->rows->turn(x, cos_sin, hp->rope.pairs, rope->n_pairs, at->head_dim, at->scale, q + (size_t)h * at->head_dim);
+        at->rows->turn(x, cos_sin, hp->rope.pairs, rope->n_pairs, at->head_dim, at->scale,
+                       q + (size_t)h * at->head_dim);
     }
 }
 
@@ -266,9 +267,13 @@ static void attend_cell(mp_attend *at, const cell_item *item, uint32_t kv_head, 
     }
     for (uint32_t done = 0; done < n;) {
         uint32_t size = tile_size(at, n - done);
-        at->kernels->tile[at->cfg.slab->type](&(mp_tile){
-            .groups = groups, .head_dim = at->head_dim, .n = size, .q = s->q + (size_t)done * at->head_dim,
-            .spans = s->spans + done, .states = s->states + done, .weights = s->weights });
+        at->kernels->tile[at->cfg.slab->type](&(mp_tile){ .groups = groups,
+                                                          .head_dim = at->head_dim,
+                                                          .n = size,
+                                                          .q = s->q + (size_t)done * at->head_dim,
+                                                          .spans = s->spans + done,
+                                                          .states = s->states + done,
+                                                          .weights = s->weights });
         done += size;
     }
 }
@@ -310,9 +315,13 @@ static void fold_cell(mp_attend *at, const mp_cell_ref *ref, uint32_t kv_head, u
         uint32_t size = tile_size(at, n - done), seen = 0;
         for (uint32_t i = 0; i < size; i++) seen |= s->spans[done + i].groups;
         if (seen) {
-            at->kernels->tile[at->cfg.slab->type](&(mp_tile){
-                .groups = groups, .head_dim = at->head_dim, .n = size, .q = s->q + (size_t)done * at->head_dim,
-                .spans = s->spans + done, .states = s->states, .weights = s->weights });
+            at->kernels->tile[at->cfg.slab->type](&(mp_tile){ .groups = groups,
+                                                              .head_dim = at->head_dim,
+                                                              .n = size,
+                                                              .q = s->q + (size_t)done * at->head_dim,
+                                                              .spans = s->spans + done,
+                                                              .states = s->states,
+                                                              .weights = s->weights });
             for (uint32_t i = 0; i < size; i++) {
                 at->kernels->merge(s->runs + (size_t)(done + i) * at->stride, s->states[i], at->head_dim);
             }

@@ -89,8 +89,8 @@ static size_t weight_bytes(const mp_model *m) {
     size_t total = m->output->bytes;
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         const mp_layer *l = &m->layers[i];
-        total += l->wq->bytes + l->wk->bytes + l->wv->bytes + l->wo->bytes + l->gate->bytes + l->up->bytes +
-                 l->down->bytes;
+        total +=
+            l->wq->bytes + l->wk->bytes + l->wv->bytes + l->wo->bytes + l->gate->bytes + l->up->bytes + l->down->bytes;
     }
     return total;
 }
@@ -107,7 +107,7 @@ static mepic_status open_weights(cpu_backend *c, const mp_log *log, mepic_error 
         const struct {
             const mp_tensor *from;
             mp_packed **to;
-        } weights[] = { { l->wq, &p->wq }, { l->wk, &p->wk },     { l->wv, &p->wv },    { l->wo, &p->wo },
+        } weights[] = { { l->wq, &p->wq },     { l->wk, &p->wk }, { l->wv, &p->wv },    { l->wo, &p->wo },
                         { l->gate, &p->gate }, { l->up, &p->up }, { l->down, &p->down } };
         for (size_t w = 0; w < sizeof weights / sizeof weights[0]; w++) {
             mepic_status status = pack(c, weights[w].from, weights[w].to, &done, total, log, err);
@@ -148,9 +148,9 @@ static mepic_status open_activations(cpu_backend *c, mepic_error *err) {
         float **to;
         size_t n;
     } parts[] = {
-        { &c->x, rows * hp->n_embd }, { &c->h, rows * hp->n_embd }, { &c->q, rows * heads }, { &c->k, rows * kv },
-        { &c->v, rows * kv },         { &c->a, rows * heads },      { &c->g, rows * hp->n_ff }, { &c->u, rows * hp->n_ff },
-        { &c->logits, (size_t)c->max_logits * hp->n_vocab },
+        { &c->x, rows * hp->n_embd }, { &c->h, rows * hp->n_embd }, { &c->q, rows * heads },
+        { &c->k, rows * kv },         { &c->v, rows * kv },         { &c->a, rows * heads },
+        { &c->g, rows * hp->n_ff },   { &c->u, rows * hp->n_ff },   { &c->logits, (size_t)c->max_logits * hp->n_vocab },
     };
     size_t total = 0;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) total += (parts[i].n + 15) / 16 * 16;
@@ -213,8 +213,13 @@ static mepic_status cpu_open(const mp_backend_config *config, mp_backend **out, 
     if ((status = open_activations(c, err)) != MEPIC_OK) goto fail;
     if ((status = mp_qrows_open(c->max_rows, most_inputs(c->hp), &c->qrows, err)) != MEPIC_OK) goto fail;
     const mp_attend_config attend = {
-        .kernels = c->kernels, .threads = c->threads, .hp = c->hp, .rope = c->rope, .slab = &c->slab,
-        .max_rows = c->max_rows, .workspace = ATTEND_WORKSPACE,
+        .kernels = c->kernels,
+        .threads = c->threads,
+        .hp = c->hp,
+        .rope = c->rope,
+        .slab = &c->slab,
+        .max_rows = c->max_rows,
+        .workspace = ATTEND_WORKSPACE,
     };
     if ((status = mp_attend_open(&attend, &c->attend, err)) != MEPIC_OK) goto fail;
     if ((status = open_weights(c, config->log, err)) != MEPIC_OK) goto fail;

@@ -150,27 +150,30 @@ MP_INLINE void attend_tile(const mepic_kv_type type, const int R, const mp_tile 
 }
 
 /* One function a KV type; the tile's height is a constant in each case. */
-#define HEIGHT(type, R) case R: attend_tile(type, R, tile); return
+/* clang-format off */
+#define HEIGHT(R) case R: attend_tile(type, R, tile); break;
 #if defined(MP_ISA_AVX512)
-#define HEIGHTS(type)                                                       \
-    HEIGHT(type, 1); HEIGHT(type, 2); HEIGHT(type, 3); HEIGHT(type, 4);     \
-    HEIGHT(type, 5); HEIGHT(type, 6); HEIGHT(type, 7); HEIGHT(type, 8)
+#define HEIGHTS HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4) HEIGHT(5) HEIGHT(6) HEIGHT(7) HEIGHT(8)
 #elif defined(MP_ISA_AVX2)
-#define HEIGHTS(type) HEIGHT(type, 1); HEIGHT(type, 2); HEIGHT(type, 3); HEIGHT(type, 4)
+#define HEIGHTS HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4)
 #else
-#define HEIGHTS(type) default: attend_tile(type, (int)tile->n, tile)
+#define HEIGHTS default: attend_tile(type, (int)tile->n, tile);
 #endif
+/* clang-format on */
 
 static void attend_f16(const mp_tile *tile) {
-    switch (tile->n) { HEIGHTS(MEPIC_KV_F16); }
+    const mepic_kv_type type = MEPIC_KV_F16;
+    switch (tile->n) { HEIGHTS }
 }
 
 static void attend_bf16(const mp_tile *tile) {
-    switch (tile->n) { HEIGHTS(MEPIC_KV_BF16); }
+    const mepic_kv_type type = MEPIC_KV_BF16;
+    switch (tile->n) { HEIGHTS }
 }
 
 static void attend_f32(const mp_tile *tile) {
-    switch (tile->n) { HEIGHTS(MEPIC_KV_F32); }
+    const mepic_kv_type type = MEPIC_KV_F32;
+    switch (tile->n) { HEIGHTS }
 }
 
 static void merge(float *into, const float *from, uint32_t head_dim) {
