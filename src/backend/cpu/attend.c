@@ -35,8 +35,8 @@ typedef struct scratch {
     float *q;       /* [, head_dim] turned and scaled */
     float *runs;    /* [, stride] state of the current run */
     float *results; /* [, stride] state of the runs before it */
-    float *cells;   /* [MP_TILE_MAX, stride] */
-    float *weights; /* [MP_TILE_MAX, MP_CELL_TOKENS] */
+    float *cells;   /* [MP_QUERY_TILE, stride] */
+    float *weights; /* [MP_QUERY_TILE, MP_CELL_TOKENS] */
     mp_span spans[ITEM_QUERIES];
     float *states[ITEM_QUERIES];
 } scratch;
@@ -75,7 +75,7 @@ struct mp_attend {
 static bool open_scratch(mp_attend *at) {
     uint32_t n = mp_threads_count(at->cfg.threads);
     size_t per_thread =
-        (size_t)ITEM_QUERIES * (at->head_dim + 2 * at->stride) + (size_t)MP_TILE_MAX * (at->stride + MP_CELL_TOKENS);
+        (size_t)ITEM_QUERIES * (at->head_dim + 2 * at->stride) + (size_t)MP_QUERY_TILE * (at->stride + MP_CELL_TOKENS);
     at->scratch = mp_calloc(n, sizeof *at->scratch);
     at->scratch_bytes = n * per_thread * sizeof(float);
     at->scratch_floats = mp_alloc_aligned(64, at->scratch_bytes);
@@ -86,7 +86,7 @@ static bool open_scratch(mp_attend *at) {
         s->runs = s->q + (size_t)ITEM_QUERIES * at->head_dim;
         s->results = s->runs + (size_t)ITEM_QUERIES * at->stride;
         s->cells = s->results + (size_t)ITEM_QUERIES * at->stride;
-        s->weights = s->cells + (size_t)MP_TILE_MAX * at->stride;
+        s->weights = s->cells + (size_t)MP_QUERY_TILE * at->stride;
     }
     return true;
 }
@@ -267,13 +267,13 @@ static void attend_cell(mp_attend *at, const cell_item *item, uint32_t kv_head, 
     }
     for (uint32_t done = 0; done < n;) {
         uint32_t size = tile_size(at, n - done);
-        at->kernels->tile[at->cfg.slab->type](&(mp_tile){ .groups = groups,
-                                                          .head_dim = at->head_dim,
-                                                          .n = size,
-                                                          .q = s->q + (size_t)done * at->head_dim,
-                                                          .spans = s->spans + done,
-                                                          .states = s->states + done,
-                                                          .weights = s->weights });
+        at->kernels->tile[at->cfg.slab->type](&(mp_query_tile){ .groups = groups,
+                                                                .head_dim = at->head_dim,
+                                                                .n = size,
+                                                                .q = s->q + (size_t)done * at->head_dim,
+                                                                .spans = s->spans + done,
+                                                                .states = s->states + done,
+                                                                .weights = s->weights });
         done += size;
     }
 }
@@ -310,18 +310,18 @@ static void fold_row(mp_attend *at, const fold_item *f, scratch *s) {
 static void fold_cell(mp_attend *at, const mp_cell_ref *ref, uint32_t kv_head, uint32_t n, scratch *s) {
     const uint8_t *groups[MP_CELL_GROUPS];
     find_groups(at, ref->cell, kv_head, groups);
-    for (uint32_t i = 0; i < MP_TILE_MAX; i++) s->states[i] = s->cells + (size_t)i * at->stride;
+    for (uint32_t i = 0; i < MP_QUERY_TILE; i++) s->states[i] = s->cells + (size_t)i * at->stride;
     for (uint32_t done = 0; done < n;) {
         uint32_t size = tile_size(at, n - done), seen = 0;
         for (uint32_t i = 0; i < size; i++) seen |= s->spans[done + i].groups;
         if (seen) {
-            at->kernels->tile[at->cfg.slab->type](&(mp_tile){ .groups = groups,
-                                                              .head_dim = at->head_dim,
-                                                              .n = size,
-                                                              .q = s->q + (size_t)done * at->head_dim,
-                                                              .spans = s->spans + done,
-                                                              .states = s->states,
-                                                              .weights = s->weights });
+            at->kernels->tile[at->cfg.slab->type](&(mp_query_tile){ .groups = groups,
+                                                                    .head_dim = at->head_dim,
+                                                                    .n = size,
+                                                                    .q = s->q + (size_t)done * at->head_dim,
+                                                                    .spans = s->spans + done,
+                                                                    .states = s->states,
+                                                                    .weights = s->weights });
             for (uint32_t i = 0; i < size; i++) {
                 at->kernels->merge(s->runs + (size_t)(done + i) * at->stride, s->states[i], at->head_dim);
             }

@@ -49,7 +49,7 @@ MP_INLINE uint16_t visible_lanes(const mp_span *span, uint32_t g) {
 }
 
 /* Scores of R queries against G groups; `list` names the groups, and the results go side by side to `column`. */
-MP_INLINE void score_groups(const mepic_kv_type type, const int R, const int G, const mp_tile *tile,
+MP_INLINE void score_groups(const mepic_kv_type type, const int R, const int G, const mp_query_tile *tile,
                             const uint8_t *list, float *column) {
     const v16f hidden = v_set(-INFINITY);
     const uint8_t *k[8];
@@ -93,8 +93,8 @@ MP_INLINE void weigh(float *score, uint32_t n, float *m, float *l) {
 }
 
 /* o of R queries in dimensions [dim, dim + 16 * D). */
-MP_INLINE void value_dims(const mepic_kv_type type, const int R, const int D, const mp_tile *tile, const uint8_t *list,
-                          uint32_t n, uint32_t dim) {
+MP_INLINE void value_dims(const mepic_kv_type type, const int R, const int D, const mp_query_tile *tile,
+                          const uint8_t *list, uint32_t n, uint32_t dim) {
     v16f sum[8][8];
     UNROLL for (int r = 0; r < R; r++) {
         UNROLL for (int i = 0; i < D; i++) sum[r][i] = v_zero();
@@ -118,7 +118,7 @@ MP_INLINE void value_dims(const mepic_kv_type type, const int R, const int D, co
     }
 }
 
-MP_INLINE void attend_tile(const mepic_kv_type type, const int R, const mp_tile *tile) {
+MP_INLINE void attend_tile(const mepic_kv_type type, const int R, const mp_query_tile *tile) {
     uint32_t seen = 0;
     for (int r = 0; r < R; r++) seen |= tile->spans[r].groups;
     uint8_t list[MP_CELL_GROUPS];
@@ -161,17 +161,17 @@ MP_INLINE void attend_tile(const mepic_kv_type type, const int R, const mp_tile 
 #endif
 /* clang-format on */
 
-static void attend_f16(const mp_tile *tile) {
+static void attend_f16(const mp_query_tile *tile) {
     const mepic_kv_type type = MEPIC_KV_F16;
     switch (tile->n) { HEIGHTS }
 }
 
-static void attend_bf16(const mp_tile *tile) {
+static void attend_bf16(const mp_query_tile *tile) {
     const mepic_kv_type type = MEPIC_KV_BF16;
     switch (tile->n) { HEIGHTS }
 }
 
-static void attend_f32(const mp_tile *tile) {
+static void attend_f32(const mp_query_tile *tile) {
     const mepic_kv_type type = MEPIC_KV_F32;
     switch (tile->n) { HEIGHTS }
 }

@@ -16,7 +16,7 @@
 #include "backend/cpu/slab.h"
 
 #define MP_STATE_EXTRA 16u /* floats behind o: m and l, padded so that states start on a cache line */
-#define MP_TILE_MAX 8u
+#define MP_QUERY_TILE 8u
 
 /* What a query sees of a cell: tokens lo <= i < hi in groups (of 16 tokens) whose bit is set. */
 typedef struct mp_span {
@@ -24,19 +24,19 @@ typedef struct mp_span {
     uint16_t groups; /* a set bit has at least one visible token; 0: sees nothing */
 } mp_span;
 
-typedef struct mp_tile {
+typedef struct mp_query_tile {
     const uint8_t *const *groups; /* [MP_CELL_GROUPS]; only those in a span are read */
     uint32_t head_dim;
     uint32_t n;             /* queries, 1 .. width */
     const float *q;         /* [n, head_dim], turned and scaled */
     const mp_span *spans;   /* [n] */
     float *const *states;   /* [n] -> [head_dim + MP_STATE_EXTRA], written */
-    float *weights;         /* scratch [MP_TILE_MAX, MP_CELL_TOKENS] */
-} mp_tile;
+    float *weights;         /* scratch [MP_QUERY_TILE, MP_CELL_TOKENS] */
+} mp_query_tile;
 
 struct mp_attend_kernels {
     uint32_t width;                      /* most queries of a tile */
-    void (*tile[4])(const mp_tile *tile); /* by mepic_kv_type */
+    void (*tile[4])(const mp_query_tile *tile); /* by mepic_kv_type */
     /* into = into merged with from: the one expression that joins partial results. */
     void (*merge)(float *into, const float *from, uint32_t head_dim);
     /* out [head_dim] = o / l; zeros where nothing was seen. */
