@@ -423,7 +423,7 @@ static void bad_keys(void **state) {
             begin(&f, 0, 1);
             put_array(&f, "array", (mp_gguf_type)type, counts[i]);
             put(&f, 0, 64);
-            refuse("count", &f, MEPIC_ERR_FORMAT, "more than the rest of the file");
+            refuse("count", &f, MEPIC_ERR_FORMAT, "key 0 (\"array\") is an array of");
         }
     }
     begin(&f, 0, 1);

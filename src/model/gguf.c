@@ -69,8 +69,20 @@ typedef struct reader {
     size_t at;        /* <= gguf->n_bytes */
     const char *what; /* for messages: reading `what` number `index` */
     size_t index;
+    mp_str name; /* of it, once it is read */
     mepic_error *err;
 } reader;
+
+enum { WHERE_CAP = 160 };
+
+/* What is being read, for messages: key 3 ("general.name"). */
+static const char *where(const reader *r, char *out) {
+    int n = snprintf(out, WHERE_CAP, "%s %zu", r->what, r->index);
+    if (r->name.len > 0 && r->name.len < 100) {
+        snprintf(out + n, WHERE_CAP - (size_t)n, " (\"%.*s\")", (int)r->name.len, r->name.data);
+    }
+    return out;
+}
 
 /* Bytes between `at` and the end of the file. */
 static size_t left(const reader *r) {
@@ -78,11 +90,12 @@ static size_t left(const reader *r) {
 }
 
 static mepic_status take(reader *r, size_t n, const uint8_t **out) {
+    char place[WHERE_CAP];
     if (n > left(r)) {
         return mp_fail(r->err, MEPIC_ERR_FORMAT,
-                       "%s: %s %zu runs past the end of the file (%zu bytes at offset %zu, the file has %zu); it is "
+                       "%s: %s runs past the end of the file (%zu bytes at offset %zu, the file has %zu); it is "
                        "damaged or was not copied completely",
-                       r->gguf->path, r->what, r->index, n, r->at, r->gguf->n_bytes);
+                       r->gguf->path, where(r, place), n, r->at, r->gguf->n_bytes);
     }
     *out = r->gguf->bytes + r->at;
     r->at += n;
@@ -110,12 +123,13 @@ static mepic_status take_u64(reader *r, uint64_t *out) {
 }
 
 static mepic_status take_str(reader *r, size_t limit, mp_str *out) {
+    char place[WHERE_CAP];
     uint64_t len = 0;
     mepic_status status = take_u64(r, &len);
     if (status != MEPIC_OK) return status;
     if (len > limit) {
-        return mp_fail(r->err, MEPIC_ERR_FORMAT, "%s: %s %zu has a string of %" PRIu64 " bytes; the limit is %zu",
-                       r->gguf->path, r->what, r->index, len, limit);
+        return mp_fail(r->err, MEPIC_ERR_FORMAT, "%s: %s has a string of %" PRIu64 " bytes; the limit is %zu",
+                       r->gguf->path, where(r, place), len, limit);
     }
     const uint8_t *p;
     status = take(r, (size_t)len, &p);
@@ -126,33 +140,35 @@ static mepic_status take_str(reader *r, size_t limit, mp_str *out) {
 /* ---- Keys -------------------------------------------------------------------------------------------------------- */
 
 static mepic_status take_kind(reader *r, mp_gguf_type *out) {
+    char place[WHERE_CAP];
     uint32_t kind = 0;
     mepic_status status = take_u32(r, &kind);
     if (status != MEPIC_OK) return status;
     if (kind >= N_KINDS) {
-        return mp_fail(r->err, MEPIC_ERR_FORMAT, "%s: %s %zu has the unknown value type %u", r->gguf->path, r->what,
-                       r->index, kind);
+        return mp_fail(r->err, MEPIC_ERR_FORMAT, "%s: %s has the unknown value type %u", r->gguf->path, where(r, place),
+                       kind);
     }
     *out = (mp_gguf_type)kind;
     return MEPIC_OK;
 }
 
 static mepic_status take_array(reader *r, mp_gguf_array *out) {
+    char place[WHERE_CAP];
     uint64_t count = 0;
     mp_gguf_array array = { 0 };
     mepic_status status = take_kind(r, &array.type);
     if (status != MEPIC_OK) return status;
     if (array.type == MP_GGUF_ARRAY) {
-        return mp_fail(r->err, MEPIC_ERR_UNSUPPORTED, "%s: %s %zu is an array of arrays, which is not supported",
-                       r->gguf->path, r->what, r->index);
+        return mp_fail(r->err, MEPIC_ERR_UNSUPPORTED, "%s: %s is an array of arrays, which is not supported",
+                       r->gguf->path, where(r, place));
     }
     status = take_u64(r, &count);
     if (status != MEPIC_OK) return status;
     size_t least = kinds[array.type].bytes ? kinds[array.type].bytes : 8; /* a string has at least its length */
     if (count > left(r) / least) {
         return mp_fail(r->err, MEPIC_ERR_FORMAT,
-                       "%s: %s %zu is an array of %" PRIu64 " elements, more than the rest of the file holds",
-                       r->gguf->path, r->what, r->index, count);
+                       "%s: %s is an array of %" PRIu64 " elements, more than the rest of the file holds",
+                       r->gguf->path, where(r, place), count);
     }
     array.count = (size_t)count;
     array.data = r->gguf->bytes + r->at;
@@ -173,6 +189,7 @@ static mepic_status take_entry(reader *r, entry *e) {
     mepic_status status = take_str(r, MAX_STRING, &e->key);
     if (status != MEPIC_OK) return status;
     if (e->key.len == 0) return mp_fail(r->err, MEPIC_ERR_FORMAT, "%s: key %zu is empty", r->gguf->path, r->index);
+    r->name = e->key;
     if ((status = take_kind(r, &e->type)) != MEPIC_OK) return status;
     switch (e->type) {
     case MP_GGUF_ARRAY: return take_array(r, &e->array);
@@ -208,6 +225,7 @@ static mepic_status tensor_bytes(const mp_gguf *gguf, mp_tensor *t, mepic_error 
 static mepic_status take_tensor(reader *r, mp_tensor *t, uint64_t *offset) {
     mepic_status status = take_str(r, MAX_TENSOR_NAME, &t->name);
     if (status != MEPIC_OK) return status;
+    r->name = t->name;
     const char *path = r->gguf->path, *name = t->name.data;
     int len = (int)t->name.len;
     if (len == 0) return mp_fail(r->err, MEPIC_ERR_FORMAT, "%s: tensor %zu has no name", path, r->index);
@@ -381,6 +399,7 @@ static mepic_status read_keys(mp_gguf *gguf, reader *r, size_t n) {
     r->what = "key";
     for (r->index = 0; r->index < n; r->index++) {
         size_t start = r->at;
+        r->name = (mp_str){ 0 };
         mepic_status status = take_entry(r, &gguf->entries[r->index]);
         if (status != MEPIC_OK) return status;
         gguf->entries[r->index].raw = (mp_str){ (const char *)gguf->bytes + start, r->at - start };
@@ -400,6 +419,7 @@ static mepic_status read_tensors(mp_gguf *gguf, reader *r, size_t n) {
     gguf->n_tensors = n;
     r->what = "tensor";
     for (r->index = 0; r->index < n; r->index++) {
+        r->name = (mp_str){ 0 };
         if ((status = take_tensor(r, &gguf->tensors[r->index], &offsets[r->index])) != MEPIC_OK) goto out;
     }
     /* at <= n_bytes <= SSIZE_MAX, so rounding up to at most 1 MiB cannot wrap */
