@@ -118,7 +118,7 @@ mepic_status mp_scheduler_step(mp_scheduler *s, const mp_step **out, mepic_error
         s->step = (mp_step){ .rows = s->rows, .zero_pages = s->zero_pages, .plan = s->plan };
         mp_plan_begin_step(s->plan);
         list_rows(s);
-        s->in_step = true;
+        s->in_step = s->step.n_rows > 0; /* an empty step needs no commit */
         s->stats.steps += s->step.n_rows > 0;
         uint32_t n = pages_referenced(s);
         if (n > s->stats.peak_pages_referenced) s->stats.peak_pages_referenced = n;

@@ -1,0 +1,21 @@
+/* Models for tests: tiny synthetic ones, opened once a program, and real ones from the model cache. */
+#ifndef MEPIC_TESTS_MODELS_H
+#define MEPIC_TESTS_MODELS_H
+
+#include "model/model.h"
+
+typedef enum tiny_kind {
+    TINY_LLAMA, /* adjacent pairs, tied output */
+    TINY_QWEN2, /* halves, q k v bias */
+    TINY_QWEN3, /* halves, QK-norm, head_dim apart from n_embd / n_heads */
+    TINY_YARN,  /* llama with YaRN scaling and partial rotation */
+    TINY_COUNT,
+} tiny_kind;
+
+#define SMOLLM2 "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+const mp_model *tiny_model(tiny_kind kind);   /* valid until tiny_models_close */
+const mp_model *real_model(const char *file); /* NULL: not in the cache */
+void tiny_models_close(void);
+
+#endif
