@@ -12,7 +12,7 @@ enum { QUESTIONS_MAX = 256, QUESTIONS_MAX_BYTES = 1 << 20, N_POLICIES = 2 };
 
 static const char usage_text[] =
     "usage: mepic bench documents -m FILE --doc FILE... --questions FILE [OPTIONS]\n\n"
-    "Asks every question (one a line; behind a tab, the words a right answer holds) with the documents in another "
+    "Asks every question (one a line; behind a bar, the words a right answer holds) with the documents in another "
     "order,\n"
     "with --reuse none and with --reuse mepic, and compares tokens computed, time to first token and pages.\n";
 
@@ -53,10 +53,11 @@ static mepic_status split_questions(document_set *set, const char *path, mepic_e
                 return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s has more than %d questions", path, QUESTIONS_MAX);
             }
             question *q = &set->questions[set->n++];
-            char *tab = strchr(line, '\t');
-            if (tab) *tab = 0;
+            char *bar = strchr(line, '|');
             q->text = line;
-            q->expected = tab ? tab + 1 : NULL;
+            q->expected = bar ? bar + 1 + strspn(bar + 1, " ") : NULL;
+            if (bar) *bar = 0;
+            for (size_t len = strlen(line); len > 0 && line[len - 1] == ' '; len--) line[len - 1] = 0;
         }
         line = next;
     }

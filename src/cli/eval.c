@@ -302,9 +302,12 @@ static mepic_status eval_open(eval *e, const eval_flags *f, mepic_error *err) {
     }
     mepic_status status = mp_xquad_open(&e->xquad, f->data, err);
     if (status != MEPIC_OK) return status;
-    if (f->questions > e->xquad.n_questions || f->distractors >= e->xquad.n_paragraphs) {
-        return mp_fail(err, MEPIC_ERR_ARGUMENT, "the file has %u questions over %u paragraphs; ask for fewer",
-                       e->xquad.n_questions, e->xquad.n_paragraphs);
+    if (f->questions > e->xquad.n_questions) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "--questions %u: the file has %u", f->questions, e->xquad.n_questions);
+    }
+    if (f->distractors >= e->xquad.n_paragraphs) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "--distractors %u: the file has %u paragraphs in all", f->distractors,
+                       e->xquad.n_paragraphs);
     }
     e->order = mp_calloc(e->xquad.n_questions, sizeof *e->order);
     if (!e->order) return mp_fail_nomem(err, "questions", e->xquad.n_questions * sizeof *e->order);
