@@ -133,7 +133,7 @@ static void random_prompt(world *w, rng *r, prompt *p) {
     for (size_t i = 0; p->masked && i < sizeof p->masks / sizeof *p->masks; i++) p->masks[i] = rng_below(r, 4) == 0;
 }
 
-/* DESIGN sections 3 and 4: which tokens of the prompt are read from the canonical pages. */
+/* docs/ARCHITECTURE.md, section 5: which tokens of the prompt are read from the canonical pages. */
 static void mark_shared(const world *w, const prompt *p, bool *shared) {
     memset(shared, 0, p->n * sizeof *shared);
     const uint16_t *mask = p->masks;

@@ -1,6 +1,6 @@
-/* What reuse promises (DESIGN sections 3 to 5), on a tiny model and on SmolLM2 if it is there: an answer never depends on what
- * is cached, on company, order, budget, threads or room; canonical pages are written once and are the same bytes whoever
- * came first. Argument: "model" for SmolLM2. */
+/* What reuse promises (docs/ARCHITECTURE.md, 5 to 7), on a tiny model and on SmolLM2 if it is there: an answer never
+ * depends on what is cached, on company, order, budget, threads or room; canonical pages are written once and are the
+ * same bytes whoever came first. Argument: "model" for SmolLM2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

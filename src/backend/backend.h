@@ -4,9 +4,9 @@
  * order, layer by layer. Nothing outside backend/ knows which one is in use. One thread, the stepping thread; a backend
  * may have worker threads of its own. After open nothing is allocated.
  *
- * Numbers. A row's result depends on that row's inputs and on the pages it sees, never on the other rows of the step, the
- * number of threads or how the work was split (DESIGN section 5, "Same bits"). K and V are read from pages after rounding to the
- * KV type, never from fresh values.
+ * Numbers. A row's result depends on that row's inputs and on the pages it sees, never on the other rows of the step,
+ * the number of threads or how the work was split (docs/ARCHITECTURE.md, "Same bits"). K and V are read from pages
+ * after rounding to the KV type, never from fresh values.
  *
  * A page is opaque bytes [layer][kv_head][block] for everybody else; all layers of a page are contiguous. */
 #ifndef MEPIC_BACKEND_BACKEND_H

@@ -1,4 +1,4 @@
-/* Segmentation: a prompt's spans become the layout of a sequence (DESIGN sections 3 and 4).
+/* Segmentation: a prompt's spans become the layout of a sequence (docs/ARCHITECTURE.md, section 5).
  *
  *   prompt      text   | chunk A                       | text | chunk B            |
  *   position    0      5                               40     44                  61

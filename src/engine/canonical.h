@@ -1,4 +1,4 @@
-/* The canonical context: the fixed text that chunks are computed after (DESIGN section 3), and its KV in a file so that a
+/* The canonical context: the fixed text that chunks are computed after (docs/ARCHITECTURE.md, 5), and its KV in a file so that a
  * restart does not compute it again.
  *
  * File: header | pages. The header names what the pages are of (key: model, numerics and tokens) and carries the SHA-256

@@ -1,4 +1,4 @@
-/* A step's attention work: which rows read which runs, each shared cell once (DESIGN section 5).
+/* A step's attention work: which rows read which runs, each shared cell once (docs/ARCHITECTURE.md, section 7).
  *
  * Owned by the scheduler, edited when a sequence joins, grows or leaves, read by a backend during a step. A steady decode
  * step changes only the rows and the private tails.

@@ -1,7 +1,7 @@
 /* The rotation of RoPE: one table for keys and queries, built in double.
  *
  * inv_freq follows the model's scaling (plain, linear, YaRN with its attention factor, llama3 frequency factors), fixed
- * at load, so `<R(m) q, R(n) k> = <R(m - n) q, k>` holds exactly (DESIGN section 2). Immutable; any thread. */
+ * at load, so `<R(m) q, R(n) k> = <R(m - n) q, k>` holds exactly (docs/ARCHITECTURE.md, section 2). Immutable; any thread. */
 #ifndef MEPIC_MODEL_ROPE_H
 #define MEPIC_MODEL_ROPE_H
 

@@ -1,4 +1,5 @@
-/* The oracle: a slow forward pass in double, written from DESIGN's definitions and from nothing else in the engine.
+/* The oracle: a slow forward pass in double, written from the definitions of docs/ARCHITECTURE.md and from nothing else
+ * in the engine.
  *
  * It knows no pages, no plan, no angles and no cache. There are only rows, each with a true position, and keys, each with
  * the position at which the reader sees it:
