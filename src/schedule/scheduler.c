@@ -141,7 +141,6 @@ void mp_scheduler_finish(mp_scheduler *s, mp_request *r) {
     if (!mp_invariant(s->fault, !s->in_step, "a request ends between two steps")) return;
     if (r->state == MP_REQUEST_QUEUED) {
         mp_request_list_remove(&s->queue, r);
-        if (s->queue.first) s->n_releases++; /* the next in line may fit where this one did not */
     } else {
         mp_request_release(s, r);
     }
