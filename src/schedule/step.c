@@ -159,7 +159,7 @@ static void commit_request(mp_scheduler *s, mp_request *r, uint32_t n_rows) {
 }
 
 void mp_scheduler_commit(mp_scheduler *s) {
-    if (!mp_invariant(s->fault, s->in_step, "a commit follows a step")) return;
+    if (s->step.n_rows == 0 || !mp_invariant(s->fault, s->in_step, "a commit follows a step")) return;
     s->in_step = false;
     for (uint32_t i = 0; i < s->plan->n_active; i++) {
         uint32_t seq = s->plan->active[i], n_rows = s->plan->seqs[seq].n_rows;
