@@ -218,6 +218,15 @@ static void find_groups(const mp_attend *at, uint32_t cell, uint32_t kv_head, co
     }
 }
 
+/* Starts the way of the first groups from memory, to be there when the queries are turned; the kernel fetches the rest
+ * ahead of its use. */
+static void fetch_first_groups(const mp_attend *at, uint32_t cell, const uint8_t *const *groups) {
+    uint32_t n = (at->step->plan->cells[cell].n_tokens + MP_GROUP_TOKENS - 1) / MP_GROUP_TOKENS;
+    for (uint32_t g = 0; g < n && g < 4; g++) {
+        for (size_t i = 0; i < at->cfg.slab->group_bytes; i += 64) __builtin_prefetch(groups[g] + i, 0, 2);
+    }
+}
+
 /* q [group, head_dim] = the row's queries for a kv head, turned by (position - base) and scaled. An angle outside the
  * table belongs to a row that stands before the run and sees nothing of it; its q stays what it was. */
 static void turn_queries(const mp_attend *at, uint32_t row, uint32_t kv_head, int32_t base, float *q) {
@@ -249,6 +258,7 @@ static float *slot_state(const mp_attend *at, uint32_t slot, uint32_t head) {
 static void attend_cell(mp_attend *at, const cell_item *item, uint32_t kv_head, scratch *s) {
     const uint8_t *groups[MP_CELL_GROUPS];
     find_groups(at, item->cell, kv_head, groups);
+    fetch_first_groups(at, item->cell, groups);
     uint32_t n = 0;
     for (uint32_t i = 0; i < item->n; i++) {
         const reader *rd = &at->readers[item->first + i];
