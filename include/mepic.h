@@ -196,7 +196,7 @@ typedef struct mepic_sampling {
 } mepic_sampling;
 
 /* Sees the logits of rows on the stepping thread: `position` of the row's token in the prompt and `logits` [n_vocab],
- * valid during the call. */
+ * valid during the call. Of the engine it may call mepic_cancel only. */
 typedef void (*mepic_logits_fn)(void *user, uint32_t position, const float *logits, uint32_t n_vocab);
 
 typedef struct mepic_request {
@@ -228,7 +228,8 @@ void mepic_cancel(mepic_engine *engine, mepic_request_id id);
 
 /* True while a request is queued or running, or an event waits. */
 bool mepic_busy(const mepic_engine *engine);
-/* Computes one batch. ERR_BROKEN: the engine is poisoned, every later call says so, close works. */
+/* Computes one batch. ERR_BUSY: events of the last step were not polled yet, nothing was done. ERR_BROKEN: the engine is
+ * poisoned, every later call says so, close works. */
 mepic_status mepic_step(mepic_engine *engine, mepic_error *err);
 
 typedef enum mepic_finish {
@@ -260,7 +261,7 @@ typedef struct mepic_event {
     mepic_event_kind kind;
     mepic_request_id id;
     void *user;
-    /* TOKEN: */
+    /* TOKEN: one for every token sampled, also for the one that ends the reply (which has no text) */
     int32_t token;
     const char *text; /* what can be shown now: whole UTF-8 characters, nothing that may become a stop string */
     size_t text_len;  /* may be 0 */

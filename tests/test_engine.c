@@ -1,0 +1,591 @@
+/* engine/: events, text, ends, cancellation, chunks and faults of mepic.h on a tiny synthetic model. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "engine/engine.h"
+#include "support/replies.h"
+
+/* A reply of lower-case letters and spaces: what the tiny model says is noise, but it should be text. */
+static mepic_sampling letters(const mepic_engine *engine, struct mepic_logit_bias bias[27], uint64_t seed) {
+    int32_t ids[27];
+    size_t n;
+    for (int i = 0; i < 27; i++) {
+        char letter = i < 26 ? (char)('a' + i) : ' ';
+        assert_int_equal(mepic_tokenize(engine, &letter, 1, false, ids, 27, &n, NULL), MEPIC_OK);
+        assert_int_equal(n, 1);
+        bias[i] = (struct mepic_logit_bias){ ids[0], 1000 };
+    }
+    return (mepic_sampling){ .temperature = 1, .seed = seed, .logit_bias = bias, .n_logit_bias = 27 };
+}
+
+/* ---- Replies ----------------------------------------------------------------------------------------------------- */
+
+static void a_reply_is_tokens_then_an_end(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    const mepic_request request = { .prompt = prompt, .max_tokens = 20, .ignore_eos = true };
+    result r;
+    assert_false(mepic_busy(engine));
+    run(engine, &request, &r);
+    assert_int_equal(r.n_tokens, 20);
+    assert_int_equal(r.finish, MEPIC_FINISH_LENGTH);
+    const mepic_usage *u = &r.usage;
+    size_t n_prompt;
+    mepic_prepared_tokens(prompt, &n_prompt);
+    assert_int_equal(u->prompt_tokens, n_prompt);
+    assert_int_equal(u->prefix_tokens + u->chunk_tokens + u->linked_tokens + u->compiled_tokens + u->computed_tokens,
+                     n_prompt);
+    assert_true(u->queue_ns <= u->ttft_ns && u->ttft_ns <= u->total_ns && u->ttft_ns > 0);
+    assert_true(r.hash != 0);
+    mepic_stats stats;
+    mepic_stats_read(engine, &stats);
+    assert_true(stats.steps >= 20 && stats.forward_ns > 0 && stats.running == 0 && stats.queued == 0);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+static void greedy_is_the_default_and_repeats(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    const mepic_request request = { .prompt = prompt, .max_tokens = 30, .ignore_eos = true };
+    result first, again;
+    run(engine, &request, &first);
+    run(engine, &request, &again);
+    assert_int_equal(first.hash, again.hash);
+    assert_memory_equal(first.tokens, again.tokens, sizeof first.tokens);
+    assert_memory_equal(first.text, again.text, sizeof first.text);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+/* The same request gives the same logits alone or in company, on any number of threads, at any step budget. */
+static void an_answer_does_not_depend_on_the_rest(void **state) {
+    (void)state;
+    uint64_t want = 0;
+    const uint32_t threads[] = { 1, 2, 3 }, budgets[] = { 512, 7, 1 };
+    for (int round = 0; round < 3; round++) {
+        mepic_engine_options options = tiny_options();
+        options.threads = threads[round];
+        options.step_tokens = budgets[round];
+        mepic_engine *engine = open_engine(&options);
+        mepic_prepared *prompt = prepare_text(engine, question);
+        mepic_request request = { .prompt = prompt, .max_tokens = 12, .ignore_eos = true };
+        request.sampling = (mepic_sampling){ .temperature = 0.9f, .top_k = 40, .seed = 5 };
+        result alone, many[12];
+        run(engine, &request, &alone);
+        if (!want) want = alone.hash;
+        assert_int_equal(alone.hash, want);
+        for (int i = 0; i < 12; i++) {
+            mepic_request q = request;
+            q.max_tokens = 12 + (uint32_t)i % 3;
+            q.reuse = (mepic_reuse)(i % 4);
+            submit(engine, &q, &many[i]);
+        }
+        drain(engine);
+        for (int i = 0; i < 12; i++) {
+            assert_true(many[i].done);
+            assert_memory_equal(many[i].tokens, alone.tokens, 12 * sizeof *alone.tokens);
+            if (i % 3 == 0) assert_int_equal(many[i].hash, want);
+        }
+        mepic_prepared_free(prompt);
+        mepic_engine_close(engine);
+    }
+}
+
+static void every_stop_string_ends_where_it_begins(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    struct mepic_logit_bias bias[27];
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        mepic_request request = { .prompt = prompt, .max_tokens = 60, .ignore_eos = true };
+        request.sampling = letters(engine, bias, seed);
+        result whole, cut;
+        run(engine, &request, &whole);
+        assert_int_equal(whole.text_len, 60); /* a letter a token */
+        for (size_t len = 1; len <= 9; len += 2) {
+            for (size_t at = 0; at + len <= whole.text_len; at += 7) {
+                char stop[16], other[24];
+                snprintf(stop, sizeof stop, "%.*s", (int)len, whole.text + at);
+                snprintf(other, sizeof other, "%s#", stop); /* begins like it, never comes */
+                const char *stops[] = { other, stop };
+                request.stop = stops;
+                request.n_stop = 2;
+                run(engine, &request, &cut);
+                size_t first = (size_t)(strstr(whole.text, stop) - whole.text);
+                assert_int_equal(cut.finish, MEPIC_FINISH_STOP);
+                assert_int_equal(cut.text_len, first);
+                assert_memory_equal(cut.text, whole.text, first);
+                assert_int_equal(cut.n_tokens, first + len);
+                assert_int_equal(cut.rest_len, 0);
+            }
+        }
+    }
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+/* What is withheld because it begins a stop string comes later, with a token or at the end. */
+static void withheld_text_is_not_lost(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    struct mepic_logit_bias bias[27];
+    mepic_request request = { .prompt = prompt, .max_tokens = 60, .ignore_eos = true };
+    request.sampling = letters(engine, bias, 4);
+    result whole, kept;
+    run(engine, &request, &whole);
+    for (size_t begin = 0; begin < 60; begin += 5) {
+        char stop[80];
+        snprintf(stop, sizeof stop, "%.*s#", (int)(60 - begin), whole.text + begin);
+        const char *stops[] = { stop };
+        request.stop = stops;
+        request.n_stop = 1;
+        run(engine, &request, &kept);
+        assert_int_equal(kept.finish, MEPIC_FINISH_LENGTH);
+        assert_int_equal(kept.text_len, 60);
+        assert_memory_equal(kept.text, whole.text, 60);
+        assert_true(kept.rest_len >= 60 - begin);
+    }
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+static bool is_utf8(const char *s, size_t n) {
+    for (size_t i = 0; i < n;) {
+        unsigned char c = (unsigned char)s[i];
+        size_t len = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : (c & 0xF0) == 0xE0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+        if (len == 0 || len > n - i) return false;
+        for (size_t k = 1; k < len; k++) {
+            if (((unsigned char)s[i + k] & 0xC0) != 0x80) return false;
+        }
+        i += len;
+    }
+    return true;
+}
+
+static void text_comes_in_whole_characters(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    /* tokens that are single bytes of two-, three- and four-byte characters */
+    int32_t ids[16];
+    size_t n;
+    assert_int_equal(mepic_tokenize(engine, "\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80", 9, false, ids, 16, &n, NULL),
+                     MEPIC_OK);
+    assert_true(n <= 9);
+    struct mepic_logit_bias bias[16];
+    for (size_t i = 0; i < n; i++) bias[i] = (struct mepic_logit_bias){ ids[i], 1000 };
+    mepic_request request = { .prompt = prompt, .max_tokens = 200, .ignore_eos = true };
+    request.sampling = (mepic_sampling){ .temperature = 2, .seed = 3, .logit_bias = bias, .n_logit_bias = n };
+    mepic_request_id id;
+    request.size = sizeof request;
+    assert_int_equal(mepic_submit(engine, &request, &id, NULL), MEPIC_OK);
+    size_t characters = 0, with_text = 0;
+    while (mepic_busy(engine)) {
+        assert_int_equal(mepic_step(engine, NULL), MEPIC_OK);
+        mepic_event event;
+        while (mepic_poll(engine, &event)) {
+            assert_true(is_utf8(event.text, event.text_len));
+            with_text += event.text_len > 0;
+            characters += event.text_len > 1;
+        }
+    }
+    assert_true(with_text > 20 && characters > 20);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+static void stop_tokens_and_the_model_s_own_end_a_reply(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    mepic_request request = { .prompt = prompt, .max_tokens = 50, .ignore_eos = true };
+    result r;
+    int32_t end;
+    size_t n;
+    assert_int_equal(mepic_tokenize(engine, "<|im_end|>", 10, true, &end, 1, &n, NULL), MEPIC_OK);
+    assert_int_equal(n, 1);
+    const struct mepic_logit_bias to_end = { end, 1000 };
+    request.sampling = (mepic_sampling){ .logit_bias = &to_end, .n_logit_bias = 1 };
+    run(engine, &request, &r);
+    assert_int_equal(r.n_tokens, 50);
+    request.ignore_eos = false;
+    run(engine, &request, &r);
+    assert_int_equal(r.finish, MEPIC_FINISH_STOP);
+    assert_int_equal(r.n_tokens, 1);
+    assert_int_equal(r.text_len, 0);
+
+    request.sampling = (mepic_sampling){ 0 };
+    request.ignore_eos = true;
+    run(engine, &request, &r);
+    uint32_t first = 0;
+    const int32_t stop = r.tokens[10];
+    while (r.tokens[first] != stop) first++;
+    request.stop_tokens = &stop;
+    request.n_stop_tokens = 1;
+    run(engine, &request, &r);
+    assert_int_equal(r.finish, MEPIC_FINISH_STOP);
+    assert_int_equal(r.n_tokens, first + 1);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+static void a_reply_ends_where_the_context_does(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.context = 64;
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    size_t n_prompt;
+    mepic_prepared_tokens(prompt, &n_prompt);
+    mepic_request request = { .prompt = prompt, .ignore_eos = true };
+    result r;
+    run(engine, &request, &r);
+    assert_int_equal(r.finish, MEPIC_FINISH_LENGTH);
+    assert_int_equal(r.n_tokens, 64 - n_prompt);
+    request.max_tokens = 1000;
+    run(engine, &request, &r);
+    assert_int_equal(r.n_tokens, 64 - n_prompt);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+typedef struct seen_rows {
+    uint32_t n, last;
+    float best;
+} seen_rows;
+
+static void see(void *user, uint32_t position, const float *logits, uint32_t n_vocab) {
+    seen_rows *s = user;
+    s->n++;
+    s->last = position;
+    s->best = -INFINITY;
+    for (uint32_t i = 0; i < n_vocab; i++) s->best = logits[i] > s->best ? logits[i] : s->best;
+}
+
+static void logits_and_log_probabilities_are_seen(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    size_t n_prompt;
+    mepic_prepared_tokens(prompt, &n_prompt);
+    seen_rows rows = { 0 };
+    mepic_request request = { .size = sizeof request, .prompt = prompt, .max_tokens = 3, .ignore_eos = true };
+    request.reuse = MEPIC_REUSE_NONE;
+    request.top_logprobs = 5;
+    request.on_logits = see;
+    request.user = &rows;
+    for (int all = 0; all < 2; all++) {
+        rows = (seen_rows){ 0 };
+        request.logits_of_prompt = all;
+        mepic_request_id id;
+        assert_int_equal(mepic_submit(engine, &request, &id, NULL), MEPIC_OK);
+        uint32_t n_tokens = 0;
+        while (mepic_busy(engine)) {
+            assert_int_equal(mepic_step(engine, NULL), MEPIC_OK);
+            mepic_event event;
+            while (mepic_poll(engine, &event)) {
+                if (event.kind != MEPIC_EVENT_TOKEN) continue;
+                n_tokens++;
+                assert_int_equal(event.n_top, 5);
+                assert_int_equal(event.top[0].token, event.token); /* greedy */
+                assert_true(event.top[0].logprob == event.logprob && event.logprob <= 0);
+                for (int i = 1; i < 5; i++) assert_true(event.top[i].logprob <= event.top[i - 1].logprob);
+            }
+        }
+        assert_int_equal(n_tokens, 3);
+        assert_int_equal(rows.n, all ? n_prompt + 2 : 3);
+        assert_int_equal(rows.last, n_prompt + 1);
+    }
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+/* ---- Cancel ------------------------------------------------------------------------------------------------------ */
+
+static void *cancel_from_another_thread(void *arg) {
+    result *r = arg;
+    mepic_cancel(*(mepic_engine **)r->text, r->id);
+    return NULL;
+}
+
+static void a_request_is_cancelled_in_any_state(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.max_running = 2;
+    options.step_tokens = 4;
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    const mepic_request request = { .prompt = prompt, .max_tokens = 20, .ignore_eos = true };
+    for (int steps = 0; steps < 30; steps += 3) {
+        result r[6];
+        for (int i = 0; i < 6; i++) submit(engine, &request, &r[i]);
+        for (int i = 0; i < steps && mepic_busy(engine); i++) step(engine);
+        bool ended[6];
+        for (int i = 0; i < 6; i++) ended[i] = r[i].done;
+        mepic_engine *self = engine;
+        result arg = { .id = r[1].id };
+        memcpy(arg.text, &self, sizeof self);
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, cancel_from_another_thread, &arg), 0);
+        pthread_join(thread, NULL);
+        mepic_cancel(engine, r[4].id);
+        mepic_cancel(engine, r[4].id);
+        mepic_cancel(engine, 0);
+        mepic_cancel(engine, UINT64_MAX);
+        mepic_cancel(engine, r[5].id + 1000000);
+        if (!ended[1] || !ended[4]) step(engine);
+        for (int i = 0; i < 6; i++) {
+            if (i == 1 || i == 4) {
+                assert_true(r[i].done);
+                if (!ended[i]) assert_int_equal(r[i].finish, MEPIC_FINISH_CANCELLED);
+            }
+        }
+        drain(engine);
+        for (int i = 0; i < 6; i++) {
+            if (i != 1 && i != 4) assert_int_equal(r[i].n_tokens, 20);
+        }
+        mepic_cancel(engine, r[0].id); /* ended: ignored, also by the slot's next request */
+    }
+    mepic_cache_clear(engine);
+    mepic_stats stats;
+    mepic_stats_read(engine, &stats);
+    assert_int_equal(stats.pages_free, stats.pages_total);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+static void a_full_queue_says_so_and_empties(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.max_running = 1;
+    options.max_queued = 3;
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    const mepic_request request = { .size = sizeof request, .prompt = prompt, .max_tokens = 2, .ignore_eos = true };
+    mepic_error err = { 0 };
+    mepic_request_id id;
+    uint32_t n = 0;
+    mepic_status st;
+    while ((st = mepic_submit(engine, &request, &id, &err)) == MEPIC_OK) n++;
+    expect(st, MEPIC_ERR_BUSY, &err, "3");
+    assert_true(n >= 3 && n <= 4);
+    uint32_t ended = 0;
+    while (mepic_busy(engine)) {
+        assert_int_equal(mepic_step(engine, NULL), MEPIC_OK);
+        mepic_event event;
+        while (mepic_poll(engine, &event)) ended += event.kind == MEPIC_EVENT_DONE;
+    }
+    assert_int_equal(ended, n);
+    assert_int_equal(mepic_submit(engine, &request, &id, NULL), MEPIC_OK);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine); /* with a request inside */
+}
+
+static void a_step_waits_until_events_are_taken(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    const mepic_request request = { .size = sizeof request, .prompt = prompt, .max_tokens = 3, .ignore_eos = true };
+    mepic_request_id id;
+    assert_int_equal(mepic_submit(engine, &request, &id, NULL), MEPIC_OK);
+    assert_int_equal(mepic_step(engine, NULL), MEPIC_OK);
+    mepic_error err = { 0 };
+    expect(mepic_step(engine, &err), MEPIC_ERR_BUSY, &err, "mepic_poll");
+    mepic_event event;
+    uint32_t n = 0;
+    while (mepic_busy(engine)) {
+        if (mepic_poll(engine, &event)) { /* one event a round is enough */
+            n++;
+        } else {
+            assert_int_equal(mepic_step(engine, NULL), MEPIC_OK);
+        }
+    }
+    assert_int_equal(n, 4);
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
+/* ---- Chunks and the canonical context ---------------------------------------------------------------------------- */
+
+static void a_chunk_is_computed_once_and_read_anywhere(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.canonical_context = NULL;
+    options.pages = 512;
+    mepic_engine *engine = open_engine(&options);
+    const char *before[] = { "Read: ", "Please read this text to its end and then answer: ", "" };
+    for (int i = 0; i < 3; i++) {
+        mepic_prepared *prompt = prepare_document(engine, before[i]);
+        const mepic_request request = {
+            .prompt = prompt, .max_tokens = 2, .ignore_eos = true, .scope = i == 2 ? "b" : NULL
+        };
+        result r;
+        run(engine, &request, &r);
+        if (i == 1) {
+            assert_int_equal(r.usage.compiled_tokens, 0);
+            assert_true(r.usage.chunk_tokens > 0);
+        } else { /* the first of its scope */
+            assert_true(r.usage.compiled_tokens > 0);
+            assert_int_equal(r.usage.chunk_tokens, 0);
+        }
+        assert_int_equal(r.usage.linked_tokens, 16);
+        mepic_prepared_free(prompt);
+    }
+    mepic_engine_close(engine);
+}
+
+/* Recomputing all of a chunk is full recomputation, bit by bit. */
+static void linking_everything_is_no_reuse(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.link_tokens = MEPIC_LINK_ALL;
+    mepic_usage usage;
+    mepic_stats stats;
+    uint64_t linked = ask(&options, "Read: ", &usage, &stats);
+    assert_int_equal(usage.chunk_tokens + usage.compiled_tokens, 0);
+    options.reuse = MEPIC_REUSE_NONE;
+    assert_int_equal(ask(&options, "Read: ", &usage, &stats), linked);
+    assert_int_equal(usage.linked_tokens, 0);
+    options.reuse = MEPIC_REUSE_MEPIC;
+    options.link_tokens = MEPIC_LINK_NONE;
+    assert_true(ask(&options, "Read: ", &usage, &stats) != linked);
+    assert_int_equal(usage.linked_tokens, 0);
+}
+
+/* ---- Faults ------------------------------------------------------------------------------------------------------ */
+
+static float no_numbers[4096];
+static const float *broken_logits(mp_backend *b, uint32_t i) {
+    (void)b;
+    (void)i;
+    for (size_t k = 0; k < 4096; k++) no_numbers[k] = NAN;
+    return no_numbers;
+}
+
+static mepic_status broken_end(mp_backend *b, mepic_error *err) {
+    (void)b;
+    return mp_fail(err, MEPIC_ERR_BROKEN, "the device is gone");
+}
+
+static void a_broken_engine_says_so_for_ever(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    const char *words[] = { "hold no number", "the device is gone" };
+    for (int kind = 0; kind < 2; kind++) {
+        mepic_engine *engine = open_engine(&options);
+        mepic_prepared *prompt = prepare_text(engine, question);
+        mepic_request request = { .size = sizeof request, .prompt = prompt, .max_tokens = 5, .ignore_eos = true };
+        mepic_request_id id;
+        assert_int_equal(mepic_submit(engine, &request, &id, NULL), MEPIC_OK);
+        mp_backend_ops ops = *engine->backend->ops;
+        if (kind == 0) {
+            assert_true(engine->model->hp.n_vocab <= 4096);
+            ops.logits_row = broken_logits;
+        } else {
+            ops.step_end = broken_end;
+        }
+        engine->backend->ops = &ops;
+        mepic_error err = { 0 };
+        expect(mepic_step(engine, &err), MEPIC_ERR_BROKEN, &err, words[kind]);
+        expect(mepic_step(engine, &err), MEPIC_ERR_BROKEN, &err, words[kind]);
+        expect(mepic_submit(engine, &request, &id, &err), MEPIC_ERR_BROKEN, &err, words[kind]);
+        assert_false(mepic_busy(engine));
+        mepic_prepared_free(prompt);
+        mepic_engine_close(engine);
+    }
+}
+
+static void a_step_allocates_nothing_after_warm_up(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.canonical_context = NULL;
+    options.pages = 200; /* tight: eviction and preemption are warm as well */
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompts[2] = { prepare_document(engine, "Read: "), prepare_text(engine, question) };
+    const char *const stops[] = { "no such text", "never" };
+    for (int round = 0; round < 3; round++) {
+        result r[12];
+        for (int i = 0; i < 12; i++) {
+            mepic_request request = { .prompt = prompts[i % 2], .max_tokens = 20, .ignore_eos = true };
+            request.sampling =
+                (mepic_sampling){ .temperature = 1, .top_p = 0.9f, .repeat_penalty = 1.1f, .seed = (uint64_t)i };
+            request.stop = stops;
+            request.n_stop = 2;
+            request.top_logprobs = 5;
+            submit(engine, &request, &r[i]);
+        }
+        while (mepic_busy(engine)) {
+            uint64_t before = mp_mem_count();
+            step(engine);
+            if (round > 0) assert_int_equal(mp_mem_count(), before);
+        }
+    }
+    for (int i = 0; i < 2; i++) mepic_prepared_free(prompts[i]);
+    mepic_engine_close(engine);
+}
+
+static void two_engines_do_not_know_of_each_other(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    mepic_engine *a = open_engine(&options);
+    options.page_size = 32;
+    mepic_engine *b = open_engine(&options);
+    mepic_prepared *prompt_a = prepare_text(a, question), *prompt_b = prepare_text(b, question);
+    result alone, ra, rb;
+    run(a, &(mepic_request){ .prompt = prompt_a, .max_tokens = 20, .ignore_eos = true }, &alone);
+    submit(a, &(mepic_request){ .prompt = prompt_a, .max_tokens = 20, .ignore_eos = true }, &ra);
+    submit(b, &(mepic_request){ .prompt = prompt_b, .max_tokens = 20, .ignore_eos = true }, &rb);
+    while (mepic_busy(a) || mepic_busy(b)) {
+        if (mepic_busy(a)) step(a);
+        if (mepic_busy(b)) step(b);
+    }
+    assert_int_equal(ra.hash, alone.hash);
+    assert_int_equal(rb.hash, alone.hash);
+    mepic_prepared_free(prompt_a);
+    mepic_prepared_free(prompt_b);
+    mepic_engine_close(a);
+    mepic_engine_close(b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_reply_is_tokens_then_an_end),
+        cmocka_unit_test(greedy_is_the_default_and_repeats),
+        cmocka_unit_test(an_answer_does_not_depend_on_the_rest),
+        cmocka_unit_test(every_stop_string_ends_where_it_begins),
+        cmocka_unit_test(withheld_text_is_not_lost),
+        cmocka_unit_test(text_comes_in_whole_characters),
+        cmocka_unit_test(stop_tokens_and_the_model_s_own_end_a_reply),
+        cmocka_unit_test(a_reply_ends_where_the_context_does),
+        cmocka_unit_test(logits_and_log_probabilities_are_seen),
+        cmocka_unit_test(a_request_is_cancelled_in_any_state),
+        cmocka_unit_test(a_full_queue_says_so_and_empties),
+        cmocka_unit_test(a_step_waits_until_events_are_taken),
+        cmocka_unit_test(a_chunk_is_computed_once_and_read_anywhere),
+        cmocka_unit_test(linking_everything_is_no_reuse),
+        cmocka_unit_test(a_broken_engine_says_so_for_ever),
+        cmocka_unit_test(a_step_allocates_nothing_after_warm_up),
+        cmocka_unit_test(two_engines_do_not_know_of_each_other),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
