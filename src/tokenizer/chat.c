@@ -78,7 +78,8 @@ void mp_chat_template_find(const mp_gguf *gguf, mp_chat_template *out) {
         out->family = MP_CHAT_MISTRAL;
         out->system_prompt = has(text, "[SYSTEM_PROMPT]");
         out->system_last = has(text, "loop.last and system_message");
-        out->space_before = has_quoted(text, " [/INST]");
+        out->space_before = has_quoted(text, " [INST]");
+        out->space_end = has_quoted(text, " [/INST]");
         out->space_after = has(text, "[INST] ");
         out->space_reply = has_quoted(text, " ' + message") || has_quoted(text, " \" + message");
     }
@@ -219,13 +220,22 @@ static bool render_gemma(const mp_chat_template *chat, const mepic_message *mess
     return ok && (!generate || push_literal(out, "<start_of_turn>model\n"));
 }
 
-static bool render_mistral(const mp_chat_template *chat, const mepic_message *messages, size_t n, mp_pieces *out) {
+static const char *mistral_user_opening(const mp_chat_template *chat) {
     static const char *const openings[2][2] = { { "[INST]", "[INST] " }, { " [INST]", " [INST] " } };
+    return openings[chat->space_before][chat->space_after];
+}
+
+static const char *mistral_system_opening(const mp_chat_template *chat) {
+    if (!chat->system_prompt) return mistral_user_opening(chat);
+    return chat->space_after ? "[SYSTEM_PROMPT] " : "[SYSTEM_PROMPT]";
+}
+
+static bool render_mistral(const mp_chat_template *chat, const mepic_message *messages, size_t n, mp_pieces *out) {
     const mepic_message *system = find_role(messages[0].role) == SYSTEM ? &messages[0] : NULL;
     bool ok = true;
     if (system && chat->system_prompt) {
-        ok = push_literal(out, chat->space_after ? "[SYSTEM_PROMPT] " : "[SYSTEM_PROMPT]") &&
-             push_content(out, system, false) && push_literal(out, "[/SYSTEM_PROMPT]");
+        ok = push_literal(out, mistral_system_opening(chat)) && push_content(out, system, false) &&
+             push_literal(out, "[/SYSTEM_PROMPT]");
     }
     size_t first = system ? 1 : 0;
     for (size_t i = first; ok && i < n; i++) {
@@ -234,12 +244,12 @@ static bool render_mistral(const mp_chat_template *chat, const mepic_message *me
                  push_literal(out, "</s>");
             continue;
         }
-        ok = push_literal(out, openings[chat->space_before][chat->space_after]);
+        ok = push_literal(out, mistral_user_opening(chat));
         if (system && !chat->system_prompt && i == (chat->system_last ? n - 1 : first)) {
             ok = ok && push_content(out, system, false) && push_literal(out, "\n\n");
         }
-        ok = ok && push_content(out, &messages[i], false) &&
-             push_literal(out, chat->space_before ? " [/INST]" : "[/INST]");
+        ok =
+            ok && push_content(out, &messages[i], false) && push_literal(out, chat->space_end ? " [/INST]" : "[/INST]");
     }
     return ok; /* the reply begins right after [/INST] */
 }
@@ -267,8 +277,8 @@ static mepic_status check_roles(const mp_chat_template *chat, const mepic_messag
         if (r != expected) {
             return mp_fail(
                 err, MEPIC_ERR_ARGUMENT,
-                "message %zu is a %s turn; this model's chat template (%s) needs user and assistant in turns after "
-                "an optional system message",
+                "message %zu has the role \"%s\"; this model's chat template (%s) needs user and assistant in turns "
+                "after an optional system message",
                 i, messages[i].role, family);
         }
         expected = r == USER ? ASSISTANT : USER;
@@ -314,7 +324,7 @@ mp_str mp_chat_system_opening(const mp_chat_template *chat) {
     case MP_CHAT_CHATML: opening = "<|im_start|>system\n"; break;
     case MP_CHAT_LLAMA3: opening = "<|start_header_id|>system<|end_header_id|>\n\n"; break;
     case MP_CHAT_GEMMA: opening = "<start_of_turn>user\n"; break;
-    case MP_CHAT_MISTRAL: opening = chat->system_prompt ? "[SYSTEM_PROMPT]" : "[INST]"; break;
+    case MP_CHAT_MISTRAL: opening = mistral_system_opening(chat); break;
     }
     return (mp_str){ opening, strlen(opening) };
 }

@@ -27,7 +27,8 @@ typedef struct mp_chat_template {
     bool tool_response;    /* ChatML: role "tool" becomes <tool_response> in a user turn */
     bool system_prompt;    /* Mistral: [SYSTEM_PROMPT] instead of a system text inside [INST] */
     bool system_last;      /* Mistral: the system text stands in the last user turn, not in the first */
-    bool space_before;     /* Mistral: " [INST]", " [/INST]" */
+    bool space_before;     /* Mistral: " [INST]" */
+    bool space_end;        /* Mistral: " [/INST]" */
     bool space_after;      /* Mistral: "[INST] ", "[SYSTEM_PROMPT] " */
     bool space_reply;      /* Mistral: a space in front of the assistant's text */
 } mp_chat_template;

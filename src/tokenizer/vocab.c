@@ -43,6 +43,7 @@ mp_str mp_vocab_bytes(const mp_vocab *vocab, int32_t id) {
 static mepic_status load_texts(const mp_gguf *gguf, mp_vocab *vocab, mepic_error *err) {
     mp_gguf_array array;
     mepic_status status = mp_gguf_array_find(gguf, "tokenizer.ggml.tokens", MP_GGUF_STRING, &array, err);
+    if (status == MEPIC_ERR_NOT_FOUND) return mp_fail(err, MEPIC_ERR_FORMAT, "tokenizer.ggml.tokens is missing");
     if (status) return status;
     if (array.count == 0 || array.count > MP_VOCAB_MAX) {
         return mp_fail(err, MEPIC_ERR_FORMAT, "tokenizer.ggml.tokens has %zu entries; 1 to %d are possible",
@@ -444,6 +445,7 @@ mepic_status mp_vocab_open(const mp_gguf *gguf, mp_vocab *out, mepic_error *err)
     mp_vocab vocab = { 0 };
     mp_str model;
     mepic_status status = mp_gguf_str(gguf, "tokenizer.ggml.model", &model, err);
+    if (status == MEPIC_ERR_NOT_FOUND) return mp_fail(err, MEPIC_ERR_FORMAT, "tokenizer.ggml.model is missing");
     if (status) return status;
     if (same(model, "gpt2", 4)) {
         vocab.model = MP_VOCAB_BPE;
