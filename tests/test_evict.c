@@ -8,14 +8,9 @@
 #include <string.h>
 
 #include "cache/evict.h"
+#include "support/random.h"
 
 enum { N = 40, N_NAMES = 100 };
-
-static uint64_t random_state;
-static uint32_t random_below(uint32_t n) {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 33) % n;
-}
 
 /* S3-FIFO and LRU with arrays and loops only. Index 0 is the oldest. */
 typedef struct naive {
@@ -79,16 +74,17 @@ static void naive_forget(naive *v, uint32_t page, uint64_t name) {
 }
 
 /* Equal content is one page, so no two have the same name at a time; a name comes back when its page has left. */
-static uint64_t unused_name(const uint64_t *names) {
+static uint64_t unused_name(rng *r, const uint64_t *names) {
     for (;;) {
-        uint64_t name = 1 + random_below(N_NAMES);
+        uint64_t name = 1 + rng_below(r, N_NAMES);
         uint32_t page = 0;
         while (page < N && names[page] != name) page++;
         if (page == N) return name;
     }
 }
 
-static void compare(mepic_eviction kind) {
+static void compare(mepic_eviction kind, uint64_t seed) {
+    rng r = rng_open(seed);
     mp_evict evict;
     assert_int_equal(mp_evict_open(kind, N, &evict, NULL), MEPIC_OK);
     naive twin = { .lru = kind == MEPIC_EVICT_LRU };
@@ -96,31 +92,31 @@ static void compare(mepic_eviction kind) {
     bool held[N] = { false };
     uint64_t n_main = 0, n_victims = 0;
     for (uint32_t i = 0; i < 200000; i++) {
-        uint32_t page = random_below(N);
+        uint32_t page = rng_below(&r, N);
         if (names[page] == 0) { /* published and released */
-            names[page] = unused_name(names);
+            names[page] = unused_name(&r, names);
             mp_evict_add(&evict, page, names[page]);
             naive_add(&twin, page, names[page]);
         } else if (held[page]) {
             held[page] = false;
             mp_evict_add(&evict, page, names[page]);
             naive_add(&twin, page, names[page]);
-        } else if (random_below(3) > 0) {
+        } else if (rng_below(&r, 3) > 0) {
             held[page] = true;
             mp_evict_remove(&evict, page);
             if (!cut_page(twin.small, &twin.n_small, page)) cut_page(twin.main, &twin.n_main, page);
-            if (random_below(4) > 0) { /* else it is let go again, as by an admission that fails */
+            if (rng_below(&r, 4) > 0) { /* else it is let go again, as by an admission that fails */
                 mp_evict_hit(&evict, page);
                 if (twin.hits[page] < 3) twin.hits[page]++;
             }
         }
-        if (random_below(2) == 0) {
+        if (rng_below(&r, 2) == 0) {
             mp_page victim = mp_evict_victim(&evict);
             assert_int_equal(victim, naive_victim(&twin));
             if (victim == MP_NONE) continue;
             /* Now and then another page leaves first, as the rest of a chunk does. */
             mp_page gone = victim;
-            if (random_below(3) == 0) gone = twin.n_main > 0 ? twin.main[random_below(twin.n_main)] : victim;
+            if (rng_below(&r, 3) == 0) gone = twin.n_main > 0 ? twin.main[rng_below(&r, twin.n_main)] : victim;
             mp_evict_forget(&evict, gone, names[gone]);
             naive_forget(&twin, gone, names[gone]);
             names[gone] = 0;
@@ -135,14 +131,12 @@ static void compare(mepic_eviction kind) {
 
 static void s3fifo_equals_its_twin(void **state) {
     (void)state;
-    random_state = 11;
-    compare(MEPIC_EVICT_S3FIFO);
+    compare(MEPIC_EVICT_S3FIFO, 11);
 }
 
 static void lru_equals_its_twin(void **state) {
     (void)state;
-    random_state = 12;
-    compare(MEPIC_EVICT_LRU);
+    compare(MEPIC_EVICT_LRU, 12);
 }
 
 /* What the small queue is for: pages asked for once do not push out those that come again. */

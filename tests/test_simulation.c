@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "schedule/request.h"
+#include "support/random.h"
 #include "twin.h"
 
 enum {
@@ -27,15 +28,11 @@ enum {
 
 typedef struct world world;
 
-static uint64_t random_state;
+static rng random_numbers;
 static uint64_t seed, n_operations;
 
 static uint32_t random_below(uint32_t n) {
-    random_state += 0x9e3779b97f4a7c15u;
-    uint64_t z = random_state;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (uint32_t)((z ^ z >> 31) >> 32) % n;
+    return rng_below(&random_numbers, n);
 }
 
 static bool chance(uint32_t percent) {
@@ -474,7 +471,7 @@ int main(int argc, char **argv) {
     uint64_t wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : 100000;
     seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     printf("%llu operations, seed %llu\n", (unsigned long long)wanted, (unsigned long long)seed);
-    random_state = seed;
+    random_numbers = rng_open(seed);
     world *w = malloc(sizeof *w);
     uint32_t n_worlds = 0;
     while (n_operations < wanted) {
