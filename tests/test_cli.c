@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -249,6 +250,37 @@ static void answers_stream_and_end_with_one_line(void **state) {
     assert_true(r->out[0] != 0 && r->out[strlen(r->out) - 1] == '\n');
 }
 
+/* The signal is sent when the answer has begun, and long before it could end. */
+static void an_interrupted_answer_still_ends_with_its_line(void **state) {
+    (void)state;
+    int ends[2], status;
+    char byte;
+    assert_int_equal(pipe(ends), 0);
+    const char *model = tiny_model_path();
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        redirect("err", O_WRONLY | O_CREAT | O_TRUNC, STDERR_FILENO);
+        dup2(ends[1], STDOUT_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        execl(program, program, "run", "-m", model, "--cache-dir", "none", "-p", "x", "--ignore-eos", "-q",
+              (char *)NULL);
+        _exit(98);
+    }
+    close(ends[1]);
+    assert_int_equal(read(ends[0], &byte, 1), 1);
+    assert_int_equal(kill(child, SIGINT), 0);
+    while (read(ends[0], &byte, 1) == 1) {
+    }
+    close(ends[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    read_file("err", last.err);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 1);
+    expect_in(last.err, "reply ");
+}
+
 static void too_long_a_prompt_gives_the_numbers(void **state) {
     (void)state;
     write_documents();
@@ -371,6 +403,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(refused_files_are_named),
         cmocka_unit_test(json_has_everything),
         cmocka_unit_test(answers_stream_and_end_with_one_line),
+        cmocka_unit_test(an_interrupted_answer_still_ends_with_its_line),
         cmocka_unit_test(too_long_a_prompt_gives_the_numbers),
         cmocka_unit_test(a_conversation_changes_its_documents),
         cmocka_unit_test(benchmarks_print_their_tables),

@@ -61,19 +61,25 @@ static void show_prefill(mp_session *session, uint64_t rows_before, uint64_t sta
                      seconds > 0.0 ? (double)rows / seconds : 0.0);
 }
 
+/* *silent: no token has come yet. */
+static size_t count_waiting(const mp_reply *replies, size_t n, bool *silent) {
+    size_t waiting = 0;
+    *silent = true;
+    for (size_t i = 0; i < n; i++) {
+        waiting += replies[i].submitted && !replies[i].done;
+        *silent = *silent && replies[i].n_tokens == 0;
+    }
+    return waiting;
+}
+
 mepic_status mp_replies_wait(mp_session *session, mp_reply *replies, size_t n, mepic_error *err) {
     uint64_t start = mp_now_ns(), rows_before = session->progress.enabled ? rows_of_prompts(session) : 0;
-    bool cancelled = false;
+    bool cancelled = false, silent;
     mepic_status status = MEPIC_OK;
     mp_interrupt_arm();
-    for (;;) {
-        bool waiting = false, silent = true;
-        for (size_t i = 0; i < n; i++) {
-            waiting |= replies[i].submitted && !replies[i].done;
-            silent &= replies[i].n_tokens == 0;
-        }
-        if (!waiting || status != MEPIC_OK) break;
+    while (status == MEPIC_OK && count_waiting(replies, n, &silent) > 0) {
         status = mp_replies_step(session, err);
+        count_waiting(replies, n, &silent);
         if (silent && session->progress.enabled) show_prefill(session, rows_before, start);
         if (mp_interrupted() && !cancelled) {
             for (size_t i = 0; i < n; i++) {
