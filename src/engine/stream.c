@@ -83,10 +83,6 @@ bool mp_stream_push(mp_stream *s, int32_t token, mp_str *shown, bool *stopped) {
     if (!mp_detokenize(s->tokenizer, &s->detokenizer, token, &s->text)) return false;
     size_t stop = find_stop(s);
     *stopped = stop < s->text.len;
-    if (*stopped) {
-        s->text.len = stop;
-        s->detokenizer = (mp_detokenizer){ 0 };
-    }
     s->shown = *stopped ? stop : find_withheld(s);
     *shown = (mp_str){ s->text.data, s->shown };
     return true;
