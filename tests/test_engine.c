@@ -321,9 +321,14 @@ static void logits_and_log_probabilities_are_seen(void **state) {
 
 /* ---- Cancel ------------------------------------------------------------------------------------------------------ */
 
+typedef struct cancellation {
+    mepic_engine *engine;
+    mepic_request_id id;
+} cancellation;
+
 static void *cancel_from_another_thread(void *arg) {
-    result *r = arg;
-    mepic_cancel(*(mepic_engine **)r->text, r->id);
+    const cancellation *c = arg;
+    mepic_cancel(c->engine, c->id);
     return NULL;
 }
 
@@ -344,9 +349,7 @@ static void a_request_is_cancelled_in_any_state(void **state) {
         mepic_cancel(engine, r[4].id + 1000 * n_slots);
         bool ended[6];
         for (int i = 0; i < 6; i++) ended[i] = r[i].done;
-        mepic_engine *self = engine;
-        result arg = { .id = r[1].id };
-        memcpy(arg.text, &self, sizeof self);
+        cancellation arg = { engine, r[1].id };
         pthread_t thread;
         assert_int_equal(pthread_create(&thread, NULL, cancel_from_another_thread, &arg), 0);
         pthread_join(thread, NULL);

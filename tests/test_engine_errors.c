@@ -6,6 +6,7 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -209,7 +210,11 @@ static mepic_status life(const mepic_engine_options *options) {
 static void any_allocation_may_fail(void **state) {
     (void)state;
     mepic_engine_options options = tiny_options();
-    options.pages = 64;
+    options.pages = 128;
+    options.canonical_context = NULL;
+    char dir[] = "/tmp/mepic-torture-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    options.cache_dir = dir;
     for (int every_one = 0; every_one < 2; every_one++) {
         uint64_t n = 1;
         for (;; n++) {
@@ -226,6 +231,9 @@ static void any_allocation_may_fail(void **state) {
         print_message("%llu allocations failed%s\n", (unsigned long long)n - 1,
                       every_one ? " with all after them" : "");
     }
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    assert_int_equal(system(command), 0);
 }
 
 int main(void) {

@@ -26,7 +26,8 @@ static float real(float low, float high) {
 
 typedef struct candidate {
     int32_t id;
-    double logit, weight;
+    float logit;
+    double weight;
 } candidate;
 
 static int by_logit(const void *a, const void *b) {
@@ -61,12 +62,13 @@ static int32_t reference(const mepic_sampling *p, const float *logits, const int
         for (size_t b = 0; b < p->n_logit_bias; b++) {
             if (p->logit_bias[b].token == i) x += p->logit_bias[b].bias;
         }
-        c[i] = (candidate){ i, (double)x, 0 };
+        c[i] = (candidate){ i, x, 0 };
     }
     qsort(c, VOCAB, sizeof *c, by_logit);
     if (p->temperature <= 0) return c[0].id;
-    double mass = 0, top = c[0].logit;
-    for (uint32_t i = 0; i < VOCAB; i++) c[i].weight = exp((c[i].logit - top) / (double)p->temperature);
+    double mass = 0;
+    float top = c[0].logit;
+    for (uint32_t i = 0; i < VOCAB; i++) c[i].weight = (double)expf((c[i].logit - top) / p->temperature);
     uint32_t k = p->top_k && p->top_k < VOCAB ? p->top_k : VOCAB;
     for (uint32_t i = 0; i < k; i++) mass += c[i].weight;
     if (p->top_p > 0 && p->top_p < 1) {

@@ -11,6 +11,7 @@
 struct mp_sampler {
     uint32_t n_vocab;
     float *logits;   /* [n_vocab] adjusted copy; -infinity: no candidate */
+    float *weights;  /* [n_vocab] of candidates, relative to the most probable one's 1 */
     uint32_t *count; /* [n_vocab] zero between uses */
     uint32_t *heap;  /* [n_vocab] token ids */
 };
@@ -20,11 +21,12 @@ mepic_status mp_sampler_open(uint32_t n_vocab, mp_sampler **out, mepic_error *er
     if (!s) return mp_fail_nomem(err, "the sampler", sizeof *s);
     s->n_vocab = n_vocab;
     s->logits = mp_calloc(n_vocab, sizeof *s->logits);
+    s->weights = mp_calloc(n_vocab, sizeof *s->weights);
     s->count = mp_calloc(n_vocab, sizeof *s->count);
     s->heap = mp_calloc(n_vocab, sizeof *s->heap);
-    if (!s->logits || !s->count || !s->heap) {
+    if (!s->logits || !s->weights || !s->count || !s->heap) {
         mp_sampler_close(s);
-        return mp_fail_nomem(err, "the sampler's scratch", (size_t)n_vocab * 12);
+        return mp_fail_nomem(err, "the sampler's scratch", (size_t)n_vocab * 16);
     }
     *out = s;
     return MEPIC_OK;
@@ -34,6 +36,7 @@ void mp_sampler_close(mp_sampler *s) {
     if (!s) return;
     mp_free(s->heap);
     mp_free(s->count);
+    mp_free(s->weights);
     mp_free(s->logits);
     mp_free(s);
 }
@@ -122,10 +125,6 @@ static double uniform(uint64_t seed, uint64_t position) {
     return (double)(mp_hash64(seed, bytes, sizeof bytes) >> 11) * 0x1p-53;
 }
 
-static double weight(const mp_sampler *s, uint32_t id, float top, float temperature) {
-    return exp(((double)s->logits[id] - (double)top) / (double)temperature);
-}
-
 static bool before(const mp_sampler *s, uint32_t a, uint32_t b) {
     return s->logits[a] > s->logits[b] || (s->logits[a] == s->logits[b] && a < b);
 }
@@ -154,35 +153,33 @@ static uint32_t pop(mp_sampler *s, uint32_t n) {
 
 /* Keeps the candidates heap[0, n) that top-k, top-p and min-p leave: they end up as the last *kept ones of the heap, the
  * most probable last. */
-static void truncate(mp_sampler *s, const mepic_sampling *p, uint32_t n, float top, uint32_t *kept) {
-    float t = p->temperature;
+static void truncate(mp_sampler *s, const mepic_sampling *p, uint32_t n, uint32_t *kept) {
     bool by_mass = p->top_p > 0 && p->top_p < 1;
     uint32_t limit = p->top_k && p->top_k < n ? p->top_k : n;
     for (uint32_t i = n / 2; i-- > 0;) sift_down(s, n, i);
     double mass = 0; /* of what top-k leaves */
     uint32_t popped = 0;
     if (limit < n) {
-        for (; popped < limit; popped++) mass += weight(s, pop(s, n - popped), top, t);
+        for (; popped < limit; popped++) mass += (double)s->weights[pop(s, n - popped)];
     } else if (by_mass) {
-        for (uint32_t i = 0; i < n; i++) mass += weight(s, s->heap[i], top, t);
+        for (uint32_t i = 0; i < n; i++) mass += (double)s->weights[s->heap[i]];
     }
     double taken = 0;
     for (*kept = 0; *kept < limit; (*kept)++) {
         uint32_t id = *kept < popped ? s->heap[n - 1 - *kept] : pop(s, n - *kept);
-        double w = weight(s, id, top, t); /* the most probable has weight 1 */
-        if (w < (double)p->min_p || (by_mass && taken >= (double)p->top_p * mass)) break;
-        taken += w;
+        if (s->weights[id] < p->min_p || (by_mass && taken >= (double)p->top_p * mass)) break;
+        taken += (double)s->weights[id];
     }
 }
 
 /* Draws from ids[n] in proportion, walking from the end. */
-static uint32_t draw(const mp_sampler *s, const uint32_t *ids, uint32_t n, float top, float temperature, double u) {
+static uint32_t draw(const mp_sampler *s, const uint32_t *ids, uint32_t n, double u) {
     double mass = 0;
-    for (uint32_t i = n; i-- > 0;) mass += weight(s, ids[i], top, temperature);
+    for (uint32_t i = n; i-- > 0;) mass += (double)s->weights[ids[i]];
     double left = u * mass;
     uint32_t last = ids[n - 1];
     for (uint32_t i = n; i-- > 0;) {
-        double w = weight(s, ids[i], top, temperature);
+        double w = (double)s->weights[ids[i]];
         if (w == 0) continue;
         last = ids[i]; /* rounding may leave a rest behind the last one */
         left -= w;
@@ -202,13 +199,15 @@ bool mp_sample(mp_sampler *s, const mepic_sampling *p, const float *logits, cons
         return true;
     }
     uint32_t n_candidates = 0;
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        if (s->logits[i] != -INFINITY) s->heap[n_candidates++] = i;
-    }
     float top = s->logits[best];
+    for (uint32_t i = 0; i < s->n_vocab; i++) {
+        if (s->logits[i] == -INFINITY) continue;
+        s->weights[i] = expf((s->logits[i] - top) / p->temperature);
+        s->heap[n_candidates++] = i;
+    }
     uint32_t kept = n_candidates;
-    if (p->top_k || p->min_p > 0 || (p->top_p > 0 && p->top_p < 1)) truncate(s, p, n_candidates, top, &kept);
-    *token = (int32_t)draw(s, s->heap + n_candidates - kept, kept, top, p->temperature, uniform(p->seed, n));
+    if (p->top_k || p->min_p > 0 || (p->top_p > 0 && p->top_p < 1)) truncate(s, p, n_candidates, &kept);
+    *token = (int32_t)draw(s, s->heap + n_candidates - kept, kept, uniform(p->seed, n));
     return true;
 }
 
