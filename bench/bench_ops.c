@@ -4,8 +4,8 @@
  *
  * Ceilings: reading memory once through (for few rows, where weights must come from memory), and multiply-adds of 16-bit
  * integers from registers (for many rows). Each product has its own copies of the weights, more than the caches hold, and
- * passes over them in turn, as a decode step does. A neighbour on the cores disturbs both sides: every figure is the best
- * of several rounds in which ceilings and product alternate. */
+ * passes over them in turn, as a decode step does. Neighbours on the cores disturb both sides, so samples are short (a
+ * millisecond or so), ceilings and product alternate, and every figure is the best of many samples. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,8 +16,15 @@
 #include "base/mem.h"
 #include "base/thread.h"
 
-enum { ROUNDS = 7, MAX_COPIES = 512 };
-static const size_t SPAN = 160u << 20; /* bytes of weights a round passes over; the caches hold less */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { SAMPLES = 100, MAX_COPIES = 1024 };
+static const size_t SPAN = 160u << 20;        /* bytes of weights passed over in turn; the caches hold less */
+static const size_t SAMPLE_BYTES = 16u << 20; /* of a sample, where memory is the limit */
+static const double SAMPLE_MACS = 3e8;        /* of a sample, where arithmetic is: many rows get fewer outputs */
+enum { MANY_ROWS = 64 };
 
 typedef struct shape {
     const char *model, *what;
@@ -47,6 +54,7 @@ typedef struct bench {
     const mp_cpu_kernels *kernels;
     mp_threads *threads;
     uint8_t *span; /* SPAN bytes for the ceiling */
+    size_t at;     /* where in it */
     uint64_t sink; /* keeps results alive */
 } bench;
 
@@ -54,33 +62,55 @@ typedef struct bench {
 
 enum { READ_ITEM = 256 << 10 };
 
+/* From two places at once, as the kernels do, in the widest loads everybody has, so that enough lines are under way. */
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static bool read_any(const uint8_t *p, const uint8_t *p2, size_t bytes) {
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    for (size_t i = 0; i < bytes; i += 64) {
+        a = _mm256_or_si256(a, _mm256_loadu_si256((const __m256i *)(p + i)));
+        b = _mm256_or_si256(b, _mm256_loadu_si256((const __m256i *)(p + i + 32)));
+        c = _mm256_or_si256(c, _mm256_loadu_si256((const __m256i *)(p2 + i)));
+        d = _mm256_or_si256(d, _mm256_loadu_si256((const __m256i *)(p2 + i + 32)));
+    }
+    a = _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d));
+    return !_mm256_testz_si256(a, a);
+}
+#else
+static bool read_any(const uint8_t *p, const uint8_t *p2, size_t bytes) {
+    uint64_t any = 0;
+    for (size_t i = 0; i < bytes; i += sizeof any) {
+        uint64_t a, b;
+        memcpy(&a, p + i, sizeof a);
+        memcpy(&b, p2 + i, sizeof b);
+        any |= a | b;
+    }
+    return any != 0;
+}
+#endif
+
 static void read_item(void *ctx, uint32_t item, uint32_t thread) {
     (void)thread;
     bench *b = ctx;
-    const uint64_t *p = (const uint64_t *)(b->span + (size_t)item * READ_ITEM);
-    uint64_t sum[8] = { 0 };
-    for (size_t i = 0; i < READ_ITEM / sizeof *p; i += 8) {
-        for (int j = 0; j < 8; j++) sum[j] |= p[i + (size_t)j];
-    }
-    for (int j = 1; j < 8; j++) sum[0] |= sum[j];
-    if (sum[0]) b->sink = 1;
+    const uint8_t *p = b->span + b->at + (size_t)item * READ_ITEM;
+    if (read_any(p, p + READ_ITEM / 2, READ_ITEM / 2)) b->sink = 1;
 }
 
+/* Reads the next SAMPLE_BYTES of the span. */
 static double read_gb_s(bench *b) {
+    b->at = (b->at + SAMPLE_BYTES) % SPAN;
     uint64_t start = mp_now_ns();
-    mp_threads_run(b->threads, (uint32_t)(SPAN / READ_ITEM), read_item, b);
-    return (double)SPAN / (double)(mp_now_ns() - start);
+    mp_threads_run(b->threads, (uint32_t)(SAMPLE_BYTES / READ_ITEM), read_item, b);
+    return (double)SAMPLE_BYTES / (double)(mp_now_ns() - start);
 }
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 enum { MAC_LOOPS = 20000, MAC_CHAINS = 12 };
 
 __attribute__((target("avx512f,avx512bw,avx512vnni"))) static int mac_avx512vnni(void) {
     __m512i acc[MAC_CHAINS], w = _mm512_set1_epi16(3);
     for (int i = 0; i < MAC_CHAINS; i++) acc[i] = _mm512_set1_epi32(i);
     for (int n = 0; n < MAC_LOOPS; n++) {
+#pragma GCC unroll 16
         for (int i = 0; i < MAC_CHAINS; i++) acc[i] = _mm512_dpwssd_epi32(acc[i], w, w);
         __asm__ volatile("" : "+v"(w));
     }
@@ -92,6 +122,7 @@ __attribute__((target("avx2"))) static int mac_avx2(void) {
     __m256i acc[MAC_CHAINS], w = _mm256_set1_epi16(3);
     for (int i = 0; i < MAC_CHAINS; i++) acc[i] = _mm256_set1_epi32(i);
     for (int n = 0; n < MAC_LOOPS; n++) {
+#pragma GCC unroll 16
         for (int i = 0; i < MAC_CHAINS; i++) {
             acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(w, w));
             __asm__ volatile("" : "+x"(w));
@@ -124,19 +155,24 @@ static double mac_g_s(bench *b) {
 }
 #endif
 
-static void nothing(void *ctx, uint32_t item, uint32_t thread) {
+enum { SPIN_NS = 3000 };
+
+static void spin_item(void *ctx, uint32_t item, uint32_t thread) {
     (void)ctx;
     (void)item;
     (void)thread;
+    for (uint64_t end = mp_now_ns() + SPIN_NS; mp_now_ns() < end;) {
+    }
 }
 
+/* A loop of one item a thread, each busy for SPIN_NS: what it takes beyond that. */
 static double fork_join_us(bench *b) {
-    enum { N = 2000 };
+    enum { LOOPS = 100 };
     double best = 1e9;
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int sample = 0; sample < SAMPLES; sample++) {
         uint64_t start = mp_now_ns();
-        for (int i = 0; i < N; i++) mp_threads_run(b->threads, mp_threads_count(b->threads), nothing, NULL);
-        double us = (double)(mp_now_ns() - start) / N / 1e3;
+        for (int i = 0; i < LOOPS; i++) mp_threads_run(b->threads, mp_threads_count(b->threads), spin_item, NULL);
+        double us = ((double)(mp_now_ns() - start) / LOOPS - SPIN_NS) / 1e3;
         if (us < best) best = us;
     }
     return best;
@@ -158,68 +194,96 @@ static void *draw_weights(mp_dtype type, size_t bytes) {
     return p;
 }
 
-static void print_row(const shape *s, uint32_t rows, double us, double gb_s, double g_s, double read, double mac) {
-    printf("%-13s %-12s %-5s %6u %5u %5u %11.1f %8.1f %5.0f%% %8.1f", s->model, s->what, mp_dtype_name(s->type),
-           s->n_out, s->n_in, rows, us, gb_s, 100 * gb_s / read, g_s);
-    if (mac > 0) printf(" %5.0f%%", 100 * g_s / mac);
+/* One product with its data. */
+typedef struct trial {
+    const shape *shape;
+    uint32_t rows, n_out;
+    mp_packed *w[MAX_COPIES];
+    uint32_t n_w, at;
+    uint32_t loops; /* products a sample */
+    mp_qrows *q;
+    float *x, *y;
+    double read, mac, ns; /* the best so far; ns: of one product */
+} trial;
+
+static bool trial_open(bench *b, trial *t, const shape *s, uint32_t rows) {
+    const mp_dtype_info *info = mp_dtype_find(s->type);
+    *t = (trial){ .shape = s, .rows = rows, .n_out = s->n_out, .ns = 1e30 };
+    if (rows >= MANY_ROWS) {
+        uint32_t n_out = (uint32_t)(SAMPLE_MACS / s->n_in / rows) / 64 * 64;
+        if (t->n_out > n_out) t->n_out = n_out;
+        if (t->n_out < 64) t->n_out = 64;
+    }
+    size_t bytes = (size_t)t->n_out * s->n_in / info->len * info->bytes;
+    uint32_t copies = rows >= MANY_ROWS ? 1 : (uint32_t)(SPAN / bytes) + 1;
+    if (copies > MAX_COPIES) copies = MAX_COPIES;
+    t->loops = rows >= MANY_ROWS || bytes > SAMPLE_BYTES ? 1 : (uint32_t)(SAMPLE_BYTES / bytes);
+    mp_tensor tensor = { .type = s->type, .n_dims = 2, .ne = { s->n_in, t->n_out, 1, 1 }, .bytes = bytes };
+    void *data = draw_weights(s->type, bytes);
+    tensor.data = data;
+    t->x = mp_alloc((size_t)rows * s->n_in * sizeof *t->x);
+    t->y = mp_alloc((size_t)rows * t->n_out * sizeof *t->y);
+    bool ok = data && t->x && t->y && mp_qrows_open(rows, s->n_in, &t->q, NULL) == MEPIC_OK;
+    while (ok && t->n_w < copies) {
+        ok = mp_packed_open(&tensor, b->threads, &t->w[t->n_w], NULL) == MEPIC_OK;
+        if (ok) t->n_w++;
+    }
+    mp_free(data);
+    uint64_t seed = 2;
+    for (size_t i = 0; ok && i < (size_t)rows * s->n_in; i++) t->x[i] = (float)draw(&seed) / 1073741824.0f - 1.0f;
+    return ok;
+}
+
+static void trial_close(trial *t) {
+    for (uint32_t i = 0; i < t->n_w; i++) mp_packed_close(t->w[i]);
+    mp_qrows_close(t->q);
+    mp_free(t->x);
+    mp_free(t->y);
+}
+
+static void trial_sample(bench *b, trial *t) {
+    double read = t->rows < MANY_ROWS ? read_gb_s(b) : 0, mac = mac_g_s(b);
+    if (read > t->read) t->read = read;
+    if (mac > t->mac) t->mac = mac;
+    uint64_t start = mp_now_ns();
+    for (uint32_t i = 0; i < t->loops; i++) {
+        const mp_packed *w = t->w[t->at++ % t->n_w];
+        mp_qrows_set(t->q, b->kernels, b->threads, t->x, t->rows, t->shape->n_in);
+        mp_matmul(b->kernels, b->threads, &w, 1, t->q, &t->y, false);
+    }
+    double ns = (double)(mp_now_ns() - start) / t->loops;
+    if (ns < t->ns) t->ns = ns;
+}
+
+static void print_row(const trial *t) {
+    const shape *s = t->shape;
+    double gb_s = (double)mp_packed_bytes(t->w[0]) / t->ns;
+    double g_s = (double)t->n_out * s->n_in * t->rows / t->ns;
+    printf("%-13s %-12s %-5s %6u %5u %5u %11.1f %8.1f", s->model, s->what, mp_dtype_name(s->type), t->n_out, s->n_in,
+           t->rows, t->ns / 1e3, g_s);
+    if (t->mac > 0) printf(" %5.0f%%", 100 * g_s / t->mac);
+    if (t->read > 0) printf(" %8.1f %5.0f%%", gb_s, 100 * gb_s / t->read);
     printf("\n");
     fflush(stdout);
 }
 
-static bool run_shape(bench *b, const shape *s, uint32_t rows) {
-    const mp_dtype_info *info = mp_dtype_find(s->type);
-    size_t weights = (size_t)s->n_out * s->n_in, bytes = weights / info->len * info->bytes;
-    uint32_t copies = (uint32_t)(SPAN / bytes) + 1, used = copies;
-    if (rows >= 64)
-        used = 1 + (uint32_t)(2000000000 / ((double)weights * rows)); /* a hundredth of a second is enough */
-    if (used > copies) used = copies;
-    if (used > MAX_COPIES) used = MAX_COPIES;
-    static mp_packed *w[MAX_COPIES];
-    mp_qrows *q = NULL;
-    mp_tensor tensor = { .type = s->type, .n_dims = 2, .ne = { s->n_in, s->n_out, 1, 1 }, .bytes = bytes };
-    tensor.data = draw_weights(s->type, bytes);
-    float *x = mp_alloc((size_t)rows * s->n_in * sizeof *x), *y = mp_alloc((size_t)rows * s->n_out * sizeof *y);
-    bool ok = tensor.data && x && y && mp_qrows_open(rows, s->n_in, &q, NULL) == MEPIC_OK;
-    uint32_t n = 0;
-    for (; ok && n < used; n++) ok = mp_packed_open(&tensor, b->threads, &w[n], NULL) == MEPIC_OK;
-    uint64_t seed = 2;
-    for (size_t i = 0; ok && i < (size_t)rows * s->n_in; i++) x[i] = (float)draw(&seed) / 1073741824.0f - 1.0f;
-    double read = 0, mac = 0, ns = 1e30;
-    for (int round = 0; ok && round < ROUNDS; round++) {
-        double r = rows < 64 ? read_gb_s(b) : 1, m = mac_g_s(b);
-        if (r > read) read = r;
-        if (m > mac) mac = m;
-        uint64_t start = mp_now_ns();
-        for (uint32_t i = 0; i < n; i++) {
-            mp_qrows_set(q, b->kernels, b->threads, x, rows, s->n_in);
-            mp_matmul(b->kernels, b->threads, (const mp_packed *const[]){ w[i] }, 1, q, (float *[]){ y }, false);
-        }
-        double each = (double)(mp_now_ns() - start) / n;
-        if (each < ns) ns = each;
-    }
-    if (ok) print_row(s, rows, ns / 1e3, (double)mp_packed_bytes(w[0]) / ns, (double)weights * rows / ns, read, mac);
-    for (uint32_t i = 0; i < n; i++) mp_packed_close(w[i]);
-    mp_qrows_close(q);
-    mp_free(x);
-    mp_free(y);
-    mp_free((void *)(uintptr_t)tensor.data);
-    return ok;
-}
-
 static int run(bench *b, const uint32_t *rows, int n_rows, const char *only) {
-    printf("isa %s, %u threads: reads %.1f GB/s, %.0f G multiply-adds/s, empty fork and join %.2f us\n",
-           b->kernels->isa, mp_threads_count(b->threads), read_gb_s(b), mac_g_s(b), fork_join_us(b));
+    printf("isa %s, %u threads, fork and join %.2f us\n", b->kernels->isa, mp_threads_count(b->threads),
+           fork_join_us(b));
     printf("%-13s %-12s %-5s %6s %5s %5s %11s %8s %6s %8s %6s\n", "model", "product", "type", "out", "in", "rows", "us",
-           "GB/s", "read", "GMAC/s", "peak");
+           "GMAC/s", "peak", "GB/s", "read");
+    static trial t;
     for (int r = 0; r < n_rows; r++) {
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
             const shape *s = &shapes[i];
             if (only && !strstr(s->model, only) && strcmp(mp_dtype_name(s->type), only) != 0) continue;
-            if (rows[r] >= 64 && s->n_out > 40000) continue; /* logits are computed for a few rows only */
-            if (!run_shape(b, s, rows[r])) {
-                fprintf(stderr, "bench_ops: out of memory at %s [%u, %u]\n", mp_dtype_name(s->type), s->n_out, s->n_in);
-                return 1;
-            }
+            bool ok = trial_open(b, &t, s, rows[r]);
+            for (int sample = 0; ok && sample < SAMPLES; sample++) trial_sample(b, &t);
+            if (ok) print_row(&t);
+            trial_close(&t);
+            if (ok) continue;
+            fprintf(stderr, "bench_ops: out of memory at %s [%u, %u]\n", mp_dtype_name(s->type), s->n_out, s->n_in);
+            return 1;
         }
     }
     return 0;

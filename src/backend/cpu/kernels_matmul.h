@@ -10,13 +10,12 @@
 /* 32 inputs of one row. */
 typedef struct mp_qblock {
     int16_t x[MP_PANEL_BLOCK];
-    float d;           /* an input is x * d */
-    float sum;         /* d * (sum of x), for types with a minimum */
-    int32_t minus;     /* -(sum of x), for types whose codes have an offset */
-    int32_t minus_low; /* the same of inputs 0..15 alone */
+    float d;   /* an input is x * d */
+    float sum; /* d * (sum of x), for types with a minimum */
+    int32_t minus_low, minus_high; /* -(sum of x) of inputs 0..15 and 16..31, for types whose codes have an offset */
 } mp_qblock;
 
-enum { MP_TILE_MAX = 8 };
+enum { MP_TILE_MAX = 4 };
 
 /* The rows of a tile lie block by block, [block][row of the tile], so that one pointer runs through them. */
 typedef struct mp_tile {
@@ -27,7 +26,7 @@ typedef struct mp_tile {
     const float *x;     /* [rows of the tile, n_in]: what F32, F16 and BF16 multiply */
     float *y;           /* [rows of the tile], y_stride apart: outputs of the first panel and on */
     size_t y_stride;
-    uint32_t n_out; /* outputs from y on; the last panel may have fewer than 16 */
+    uint32_t n_out; /* outputs from y on; the last panel may have fewer than its lanes */
     bool add;
 } mp_tile;
 

@@ -1,7 +1,7 @@
 /* Matrix products on the CPU: packed weights times rows of activations.
  *
- * Packing (once, at open): 16 outputs side by side are a panel; along the inputs a panel is a sequence of blocks of 32, in
- * which the codes of the 16 outputs are interleaved as pairs of 16-bit words at their native width, with their scales
+ * Packing (once, at open): 32 outputs side by side are a panel; along the inputs a panel is a sequence of blocks of 32, in
+ * which the codes of 16 outputs each are interleaved as pairs of 16-bit words at their native width, with their scales
  * behind. All threads read panels front to back. Only the outputs are split over threads, never the inputs.
  *
  * Activations: each block of 32 inputs of a row becomes int16 with one fp32 scale (max |x| / 32767). A block's product is

@@ -32,20 +32,9 @@ static size_t float_bytes(mp_panel_type type) {
 }
 
 size_t mp_panel_bytes(mp_panel_type type, uint32_t n_in) {
-    size_t blocks = (n_in + MP_PANEL_BLOCK - 1) / MP_PANEL_BLOCK, supers = blocks / MP_PANEL_SUPER;
-    size_t codes = mp_panel_code_bytes(type), lanes = MP_PANEL_LANES, bytes = 0;
-    switch (type) {
-    case MP_PANEL_Q4_0:
-    case MP_PANEL_Q5_0:
-    case MP_PANEL_Q8_0: bytes = blocks * (codes + 2 * lanes); break;
-    case MP_PANEL_Q4_1:
-    case MP_PANEL_Q5_1: bytes = blocks * (codes + 4 * lanes); break;
-    case MP_PANEL_Q4_K:
-    case MP_PANEL_Q5_K: bytes = supers * (4 * lanes + MP_PANEL_SUPER * (codes + 2 * lanes)); break;
-    case MP_PANEL_Q6_K: bytes = supers * (2 * lanes + MP_PANEL_SUPER * (codes + 2 * lanes)); break;
-    default: bytes = n_in * lanes * float_bytes(type); break;
-    }
-    return (bytes + 63) / 64 * 64;
+    if (mp_panel_code_bytes(type) == 0) return (size_t)n_in * MP_PANEL_LANES * float_bytes(type);
+    size_t n_blocks = n_in / MP_PANEL_BLOCK, n_supers = n_blocks / MP_PANEL_SUPER;
+    return 2 * (n_blocks * mp_panel_block_bytes(type) + n_supers * mp_panel_super_bytes(type));
 }
 
 static uint16_t read_u16(const uint8_t *p) {
@@ -178,34 +167,43 @@ static void pack_floats(mp_panel_type type, const uint8_t *row, uint32_t lane, u
     for (size_t k = 0; k < n_in; k++) memcpy(panel + (k * MP_PANEL_LANES + lane) * size, row + k * size, size);
 }
 
+/* Writes one lane of a strip's block; `super`: the strip's part in front of the super-block, if this is its first block. */
+static void write_block(mp_panel_type type, const block *in, uint32_t lane, uint8_t *codes, uint8_t *super) {
+    uint32_t code_bytes = mp_panel_code_bytes(type);
+    uint8_t *scales = codes + code_bytes;
+    write_codes(code_bytes, in->codes, lane, codes);
+    if (mp_panel_super_bytes(type) > 0) {
+        scales[lane] = in->scale;
+        scales[MP_STRIP_LANES + lane] = in->min;
+        if (!super) return;
+        scales = super;
+    }
+    bool has_min = type == MP_PANEL_Q4_1 || type == MP_PANEL_Q5_1 || type == MP_PANEL_Q4_K || type == MP_PANEL_Q5_K;
+    write_u16(scales + 2 * lane, in->d);
+    if (has_min) write_u16(scales + 2 * (MP_STRIP_LANES + lane), in->m);
+}
+
 void mp_panel_pack(mp_dtype dtype, const uint8_t *rows, size_t row_bytes, uint32_t n_lanes, uint32_t n_in,
                    uint8_t *panel) {
     mp_panel_type type = mp_panel_type_of(dtype);
-    uint32_t code_bytes = mp_panel_code_bytes(type);
-    if (code_bytes == 0) {
+    if (mp_panel_code_bytes(type) == 0) {
         for (uint32_t lane = 0; lane < n_lanes; lane++) pack_floats(type, rows + lane * row_bytes, lane, n_in, panel);
         return;
     }
-    bool has_super = type == MP_PANEL_Q4_K || type == MP_PANEL_Q5_K || type == MP_PANEL_Q6_K;
-    bool has_min = type != MP_PANEL_Q4_0 && type != MP_PANEL_Q5_0 && type != MP_PANEL_Q8_0 && type != MP_PANEL_Q6_K;
+    uint32_t block_bytes = mp_panel_block_bytes(type), super_bytes = mp_panel_super_bytes(type);
     uint8_t *p = panel;
     for (uint32_t b = 0; b < n_in / MP_PANEL_BLOCK; b++) {
-        bool first = has_super && b % MP_PANEL_SUPER == 0;
-        uint8_t *scales = has_super ? p : p + code_bytes;
-        uint8_t *codes = first ? p + (has_min ? 64 : 32) : p;
-        for (uint32_t lane = 0; lane < n_lanes; lane++) {
-            block in;
-            read_block(type, rows + lane * row_bytes, b, &in);
-            write_codes(code_bytes, in.codes, lane, codes);
-            if (first || !has_super) {
-                write_u16(scales + 2 * lane, in.d);
-                if (has_min) write_u16(scales + 32 + 2 * lane, in.m);
-            }
-            if (has_super) {
-                codes[code_bytes + lane] = in.scale;
-                codes[code_bytes + 16 + lane] = in.min;
-            }
+        uint8_t *super = NULL;
+        if (super_bytes > 0 && b % MP_PANEL_SUPER == 0) {
+            super = p;
+            p += 2 * super_bytes;
         }
-        p = codes + code_bytes + (has_super || !has_min ? 32 : 64);
+        for (uint32_t i = 0; i < n_lanes; i++) {
+            uint32_t strip = i / MP_STRIP_LANES, lane = i % MP_STRIP_LANES;
+            block in = { 0 };
+            read_block(type, rows + i * row_bytes, b, &in);
+            write_block(type, &in, lane, p + strip * block_bytes, super ? super + strip * super_bytes : NULL);
+        }
+        p += 2 * block_bytes;
     }
 }

@@ -293,22 +293,55 @@ MP_INLINE v16i w_dot(v16i acc, v32w w, const int16_t *x) {
 #endif
 
 /* The lanes' sum and maximum, always in the same order: pairs at distance 8, 4, 2, 1. */
+#if defined(MP_ISA_AVX512) || defined(MP_ISA_AVX512VNNI) || defined(MP_ISA_AVX2)
+#if defined(MP_ISA_AVX2)
+MP_INLINE __m256 v_low(v16f x) { return x.a; }
+MP_INLINE __m256 v_high(v16f x) { return x.b; }
+MP_INLINE __m256i i_low(v16i x) { return x.a; }
+MP_INLINE __m256i i_high(v16i x) { return x.b; }
+#else
+MP_INLINE __m256 v_low(v16f x) { return _mm512_castps512_ps256(x); }
+MP_INLINE __m256 v_high(v16f x) { return _mm512_extractf32x8_ps(x, 1); }
+MP_INLINE __m256i i_low(v16i x) { return _mm512_castsi512_si256(x); }
+MP_INLINE __m256i i_high(v16i x) { return _mm512_extracti32x8_epi32(x, 1); }
+#endif
+MP_INLINE float v_sum(v16f x) {
+    __m256 e = _mm256_add_ps(v_low(x), v_high(x));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+MP_INLINE float v_top(v16f x) {
+    __m256 e = _mm256_max_ps(v_low(x), v_high(x));
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+MP_INLINE int32_t i_sum(v16i x) {
+    __m256i e = _mm256_add_epi32(i_low(x), i_high(x));
+    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+}
+#else
 MP_INLINE float v_sum(v16f a) {
-    float x[16];
-    v_store(x, a);
     for (int d = 8; d > 0; d /= 2) {
-        for (int i = 0; i < d; i++) x[i] += x[i + d];
+        for (int i = 0; i < d; i++) a[i] += a[i + d];
     }
-    return x[0];
+    return a[0];
 }
 MP_INLINE float v_top(v16f a) {
-    float x[16];
-    v_store(x, a);
     for (int d = 8; d > 0; d /= 2) {
-        for (int i = 0; i < d; i++) x[i] = x[i] > x[i + d] ? x[i] : x[i + d];
+        for (int i = 0; i < d; i++) a[i] = a[i] > a[i + d] ? a[i] : a[i + d];
     }
-    return x[0];
+    return a[0];
 }
+MP_INLINE int32_t i_sum(v16i a) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += a[i];
+    return sum;
+}
+#endif
 
 /* e^x: Cody and Waite reduction by ln 2 in two parts, then a polynomial of degree 6. Relative error under 2e-7 for x in
  * [-87, 88]; below, 0. */
