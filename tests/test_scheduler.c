@@ -596,6 +596,149 @@ static void scopes_share_nothing(void **state) {
     mp_scheduler_close(b.s);
 }
 
+static void versions_of_a_document_are_computed_once_as_far_as_they_agree(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 512);
+    config.max_jobs = 1;
+    open_bench(&config, &b);
+    static prompt p;
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_CHUNK, 2, 300);
+    put_new(&p, MEPIC_TEXT, 3, 5);
+    mp_request_spec spec = spec_of(&p);
+    submit(&b, &spec);
+    p.tokens[200] = 999999;
+    submit(&b, &spec); /* neither version is there: two jobs, the second finds what the first has made */
+    run_all(&b, NULL);
+    mepic_stats stats;
+    mp_scheduler_stats(b.s, &stats);
+    assert_int_equal(stats.compiles, 2);
+    assert_int_equal(stats.rows_compile, 40 + 300 + 108);
+    everything_is_free_after_clear(&b);
+    mp_scheduler_close(b.s);
+}
+
+static void a_chunk_inside_a_longer_one_outlives_it(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 96);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    const uint32_t lengths[] = { 64, 128, 64, 64 }; /* the short one is asked for again: it is worth more */
+    for (uint32_t i = 0; i < 4; i++) {
+        p = (prompt){ 0 };
+        put_new(&p, MEPIC_CHUNK, 2, lengths[i]);
+        put_new(&p, MEPIC_TEXT, 3, 5);
+        mp_request_spec spec = spec_of(&p);
+        spec.max_tokens = 1;
+        ask(&b, &spec);
+    }
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 4, 90 * PAGE); /* takes all pages but 6: something must go */
+    mp_request_spec spec = spec_of(&p);
+    spec.reuse = MEPIC_REUSE_NONE;
+    spec.max_tokens = 1;
+    ask(&b, &spec);
+    mp_digest scope = { { 0 } };
+    mp_page pages[8];
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_CHUNK, 2, 128);
+    assert_int_equal(mp_scheduler_chunk_pages(b.s, &scope, p.tokens, 128, pages, 8), 4);
+    mp_scheduler_close(b.s);
+}
+
+static void admission_leaves_room_for_a_reply(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 40);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 1, 20 * PAGE);
+    mp_request_spec spec = spec_of(&p);
+    spec.reuse = MEPIC_REUSE_NONE;
+    spec.max_tokens = 1 + 2 * PAGE;
+    submit(&b, &spec);
+    step(&b, NULL);
+    put_new(&p, MEPIC_TEXT, 2, 0);
+    p.n = p.spans[0].n = 17 * PAGE; /* 17 pages and 3 for the reply fit */
+    p.n_spans = 1;
+    spec = spec_of(&p);
+    spec.reuse = MEPIC_REUSE_NONE;
+    spec.max_tokens = 3 * PAGE + 1;
+    mp_request *too_much = submit(&b, &spec);
+    mepic_stats stats;
+    step(&b, NULL);
+    mp_scheduler_stats(b.s, &stats);
+    assert_true(stats.running == 1 && stats.queued == 1);
+    mp_scheduler_finish(b.s, too_much);
+    spec.max_tokens = 2 * PAGE;
+    submit(&b, &spec);
+    step(&b, NULL);
+    mp_scheduler_stats(b.s, &stats);
+    assert_true(stats.running == 2 && stats.queued == 0);
+    mp_scheduler_close(b.s);
+}
+
+static void what_a_preemption_frees_is_not_given_to_the_queue(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 40);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    for (int32_t i = 0; i < 2; i++) {
+        p = (prompt){ 0 };
+        put_new(&p, MEPIC_TEXT, 1 + i, 200);
+        mp_request_spec spec = spec_of(&p);
+        spec.reuse = MEPIC_REUSE_NONE; /* leaves nothing in the cache */
+        spec.max_tokens = 300;
+        submit(&b, &spec);
+    }
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 9, 5);
+    mp_request_spec spec = spec_of(&p);
+    mepic_stats stats = { 0 };
+    for (uint32_t i = 0; stats.preemptions == 0; i++) {
+        mp_request *late = submit(&b, &spec);
+        step(&b, NULL);
+        mp_scheduler_stats(b.s, &stats);
+        if (stats.preemptions > 0) {
+            assert_int_equal(stats.queued, 2);
+            break;
+        }
+        mp_scheduler_finish(b.s, late);
+        assert_true(i < 300);
+    }
+    mp_scheduler_close(b.s);
+}
+
+static void masked_pages_are_linked_in_the_account(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 256);
+    open_bench(&config, &b);
+    static prompt p;
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 1, 10);
+    put_new(&p, MEPIC_CHUNK, 2, 100);
+    put_new(&p, MEPIC_TEXT, 3, 5);
+    uint16_t masks[7] = { 0, 0, 1, 0, 0, 0, 1 };
+    mp_request_spec spec = spec_of(&p);
+    spec.page_masks = masks;
+    for (uint32_t i = 0; i < 2; i++) {
+        p.tokens[0] = (int32_t)i; /* no prefix hit */
+        mepic_usage usage = ask(&b, &spec);
+        assert_int_equal(usage.linked_tokens, 16 + 16 + 4);
+        assert_int_equal(i ? usage.chunk_tokens : usage.compiled_tokens, 100 - 36);
+        assert_int_equal(usage.computed_tokens, 15);
+    }
+    mp_scheduler_close(b.s);
+}
+
 /* Open and submit with the n-th allocation failing, for all n; the address sanitizer sees what leaks. */
 static void no_memory_is_an_error_and_no_leak(void **state) {
     (void)state;
@@ -660,6 +803,11 @@ int main(void) {
         cmocka_unit_test(what_can_never_fit_is_refused_with_the_numbers),
         cmocka_unit_test(a_full_queue_is_busy),
         cmocka_unit_test(scopes_share_nothing),
+        cmocka_unit_test(versions_of_a_document_are_computed_once_as_far_as_they_agree),
+        cmocka_unit_test(a_chunk_inside_a_longer_one_outlives_it),
+        cmocka_unit_test(admission_leaves_room_for_a_reply),
+        cmocka_unit_test(what_a_preemption_frees_is_not_given_to_the_queue),
+        cmocka_unit_test(masked_pages_are_linked_in_the_account),
         cmocka_unit_test(no_memory_is_an_error_and_no_leak),
         cmocka_unit_test(bad_configurations_are_named),
     };

@@ -12,7 +12,7 @@
 #include "base/mem.h"
 #include "schedule/request.h"
 #include "support/random.h"
-#include "twin.h"
+#include "support/twin.h"
 
 enum {
     N_DOCS = 16,

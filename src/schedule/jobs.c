@@ -98,7 +98,6 @@ static void leave(mp_scheduler *s, mp_job *job) {
     *(job->prev ? &job->prev->next : &s->jobs.first) = job->next;
     job->next = job->prev = NULL;
     job->under_way = false;
-    s->n_releases++;
     mp_job_let_go(job);
 }
 
