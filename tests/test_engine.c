@@ -280,6 +280,29 @@ static void see(void *user, uint32_t position, const float *logits, uint32_t n_v
     for (uint32_t i = 0; i < n_vocab; i++) s->best = logits[i] > s->best ? logits[i] : s->best;
 }
 
+/* A chunk's head is there twice, in its page and linked: in a pool as small as the context the reply is a page shorter. */
+static void a_reply_ends_where_the_pool_does(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.pages = 32; /* of 16 tokens; the context is 512 */
+    mepic_engine *engine = open_engine(&options);
+    int32_t tokens[64];
+    for (int32_t i = 0; i < 64; i++) tokens[i] = 40 + i % 7;
+    const mepic_segment parts[] = { { .kind = MEPIC_CHUNK, .tokens = tokens, .n_tokens = 64 },
+                                    { .kind = MEPIC_TEXT, .tokens = tokens, .n_tokens = 64 },
+                                    { .kind = MEPIC_TEXT, .tokens = tokens, .n_tokens = 64 } };
+    const mepic_prompt prompt = { .size = sizeof prompt, .segments = parts, .n_segments = 3, .no_bos = true };
+    mepic_prepared *prepared;
+    mepic_error err;
+    if (mepic_prepare(engine, &prompt, &prepared, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    result r;
+    run(engine, &(mepic_request){ .prompt = prepared, .ignore_eos = true }, &r);
+    assert_int_equal(r.finish, MEPIC_FINISH_LENGTH);
+    assert_int_equal(r.n_tokens, 512 - 16 - 3 * 64);
+    mepic_prepared_free(prepared);
+    mepic_engine_close(engine);
+}
+
 static void logits_and_log_probabilities_are_seen(void **state) {
     (void)state;
     const mepic_engine_options options = tiny_options();
@@ -587,6 +610,7 @@ int main(void) {
         cmocka_unit_test(text_comes_in_whole_characters),
         cmocka_unit_test(stop_tokens_and_the_model_s_own_end_a_reply),
         cmocka_unit_test(a_reply_ends_where_the_context_does),
+        cmocka_unit_test(a_reply_ends_where_the_pool_does),
         cmocka_unit_test(logits_and_log_probabilities_are_seen),
         cmocka_unit_test(a_request_is_cancelled_in_any_state),
         cmocka_unit_test(a_full_queue_says_so_and_empties),

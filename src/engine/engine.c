@@ -55,9 +55,6 @@ static mepic_status check_request(const mepic_engine *e, const mepic_request *r,
 static mepic_status open_reply(const mepic_engine *e, const mepic_request *r, mp_reply **out, mepic_error *err) {
     mp_reply *reply = mp_calloc(1, sizeof *reply);
     if (!reply) return mp_fail_nomem(err, "a request", sizeof *reply);
-    size_t n_prompt = r->prompt->tokens.n;
-    uint32_t room = n_prompt < e->options.context ? e->options.context - (uint32_t)n_prompt : 1;
-    reply->max_tokens = r->max_tokens && r->max_tokens < room ? r->max_tokens : room;
     reply->sampling = r->sampling;
     reply->n_stop_tokens = r->n_stop_tokens;
     reply->ignore_eos = r->ignore_eos;
@@ -120,7 +117,7 @@ mepic_status mepic_submit(mepic_engine *e, const mepic_request *request, mepic_r
         .reuse = reuse,
         .link_tokens = mp_options_link(r.link_tokens, e->options.link_tokens),
         .scope = scope_digest(e->sha, r.scope),
-        .max_tokens = reply->max_tokens,
+        .max_tokens = r.max_tokens,
         .logits_of_prompt = reply->logits_of_prompt,
         .user = reply,
     };
@@ -130,6 +127,7 @@ mepic_status mepic_submit(mepic_engine *e, const mepic_request *request, mepic_r
         mp_reply_free(reply);
         return st;
     }
+    reply->max_tokens = mp_request_max_tokens(reply->request);
     uint32_t slot = e->free_slots[--e->n_free_slots];
     reply->id = ++e->n_submitted * e->n_slots + slot;
     e->slots[slot].reply = reply;

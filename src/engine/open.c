@@ -194,7 +194,6 @@ static mepic_status open_scheduler(mepic_engine *e, mepic_error *err) {
         .eviction = o->eviction,
         .canonical = e->canonical.ids,
         .n_canonical = (uint32_t)e->canonical.n,
-        .logits_of_prompt = true,
         .fault = &e->fault,
     };
     mepic_status st = model_digest(e, &config.model, err);

@@ -36,7 +36,6 @@ typedef struct mp_scheduler_config {
     mp_digest model;       /* weights, hyper-parameters, KV type, page size, numerics class */
     const int32_t *canonical; /* tokens of the canonical context, copied; n_canonical 0: none */
     uint32_t n_canonical;
-    bool logits_of_prompt; /* never restricts; room for logits of every row */
     mp_fault *fault;       /* borrowed */
 } mp_scheduler_config;
 

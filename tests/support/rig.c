@@ -54,7 +54,6 @@ rig *rig_open(const rig_options *options) {
         .eviction = o->eviction ? o->eviction : MEPIC_EVICT_S3FIFO,
         .canonical = o->canonical,
         .n_canonical = o->n_canonical,
-        .logits_of_prompt = true,
         .fault = &r->fault,
     };
     must(mp_scheduler_open(&config, &r->scheduler, &err), &err);
