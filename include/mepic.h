@@ -144,7 +144,7 @@ typedef enum mepic_segment_kind { MEPIC_TEXT = 0, MEPIC_CHUNK = 1 } mepic_segmen
 /* A part of a prompt. Each segment is tokenized on its own. Give text or tokens. */
 typedef struct mepic_segment {
     mepic_segment_kind kind;
-    const char *text;      /* UTF-8; invalid bytes are taken as they are */
+    const char *text;      /* UTF-8; invalid bytes are taken as U+FFFD */
     size_t len;            /* bytes */
     const int32_t *tokens; /* used instead of text when not NULL */
     size_t n_tokens;

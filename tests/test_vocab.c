@@ -125,9 +125,6 @@ static void wrong_values_are_refused(void **state) {
     vocab_bool(&file, "tokenizer.ggml.add_bos_token", true);
     expect_refused(&file, VOCAB_ALL, MEPIC_ERR_FORMAT, "bos_token_id is missing");
     begin_bpe(&file);
-    vocab_bool(&file, "tokenizer.ggml.add_eos_token", true);
-    expect_refused(&file, VOCAB_ALL, MEPIC_ERR_FORMAT, "eos_token_id is missing");
-    begin_bpe(&file);
     vocab_string(&file, "tokenizer.ggml.add_bos_token", "yes");
     expect_refused(&file, VOCAB_ALL, MEPIC_ERR_FORMAT, "tokenizer.ggml.add_bos_token");
 }

@@ -69,8 +69,7 @@ static bool tokenize(const mp_tokenizer *tokenizer, mp_merger *merger, const cha
         from = at += match;
         space = vocab->space_prefix;
     }
-    if (at > from && !tokenize_plain(tokenizer, merger, text + from, at - from, space, out)) return false;
-    return !add_special || !vocab->add_eos || mp_tokens_push(out, vocab->eos);
+    return at == from || tokenize_plain(tokenizer, merger, text + from, at - from, space, out);
 }
 
 mepic_status mp_tokenize(const mp_tokenizer *tokenizer, const char *text, size_t len, bool add_special,

@@ -21,7 +21,8 @@ typedef struct mp_tokens {
 } mp_tokens;
 bool mp_tokens_push(mp_tokens *tokens, int32_t id); /* false: out of memory */
 
-/* Appends the ids of `text`. add_special: the model's BOS (and EOS, space prefix) conventions. parse_special: control
+/* Appends the ids of `text`. add_special: what the model puts in front of a text (BOS, a space);
+ * an EOS is never put behind it, since a prompt is to be continued. parse_special: control
  * tokens written in the text become tokens; without it no text gives one. Any bytes are accepted. ERR_NOMEM only; *out
  * is unchanged on failure. */
 mepic_status mp_tokenize(const mp_tokenizer *tokenizer, const char *text, size_t len, bool add_special,

@@ -196,16 +196,12 @@ static mepic_status load_roles(const mp_gguf *gguf, mp_vocab *vocab, mepic_error
         (status = find_id(gguf, "tokenizer.ggml.eot_token_id", vocab, &eot, err)) ||
         (status = find_id(gguf, "tokenizer.ggml.eom_token_id", vocab, &eom, err)) ||
         (status = find_flag(gguf, "tokenizer.ggml.add_bos_token", &vocab->add_bos, err)) ||
-        (status = find_flag(gguf, "tokenizer.ggml.add_eos_token", &vocab->add_eos, err)) ||
         (status = find_flag(gguf, "tokenizer.ggml.add_space_prefix", &vocab->space_prefix, err))) {
         return status;
     }
     vocab->space_prefix = vocab->space_prefix && spm;
     if (vocab->add_bos && vocab->bos < 0) {
         return mp_fail(err, MEPIC_ERR_FORMAT, "tokenizer.ggml.add_bos_token is set but bos_token_id is missing");
-    }
-    if (vocab->add_eos && vocab->eos < 0) {
-        return mp_fail(err, MEPIC_ERR_FORMAT, "tokenizer.ggml.add_eos_token is set but eos_token_id is missing");
     }
     mark_control(vocab, ending, sizeof ending / sizeof ending[0], true);
     mark_control(vocab, not_ending, sizeof not_ending / sizeof not_ending[0], false);

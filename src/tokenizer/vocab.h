@@ -36,7 +36,7 @@ typedef struct mp_vocab {
     uint32_t *slots;     /* hash table over texts: id + 1, 0 = empty; linear probing */
     size_t slot_mask;
     int32_t bos, eos, unk; /* -1: none */
-    bool add_bos, add_eos;
+    bool add_bos;
     bool space_prefix; /* SPM: text begins with a space that is not written */
     int32_t byte_ids[256]; /* the token of a single byte; -1: the vocabulary has none */
     int32_t *special;      /* ids of special tokens, sorted by text */

@@ -37,7 +37,7 @@ typedef struct scratch {
     float *results; /* [, stride] state of the runs before it */
     float *cells;   /* [MP_QUERY_TILE, stride] */
     float *weights; /* [MP_QUERY_TILE, MP_CELL_TOKENS] */
-    mp_span spans[ITEM_QUERIES];
+    mp_key_range ranges[ITEM_QUERIES];
     float *states[ITEM_QUERIES];
 } scratch;
 
@@ -197,15 +197,15 @@ static uint16_t groups_of_pages(uint16_t mask, uint32_t page_size) {
 }
 
 /* What a row sees of a cell, as kv/plan.h defines it. */
-static mp_span visible(const mp_plan *plan, const mp_cell_ref *ref, const mp_row *row) {
+static mp_key_range visible(const mp_plan *plan, const mp_cell_ref *ref, const mp_row *row) {
     int64_t edge = ref->shared ? (int64_t)row->position - ref->first : (int64_t)row->index - ref->first + 1;
     int64_t hi = ref->hi, n_tokens = plan->cells[ref->cell].n_tokens;
     if (hi > n_tokens) hi = n_tokens;
     if (hi > edge) hi = edge;
-    if (hi <= ref->lo) return (mp_span){ 0, 0, 0 };
+    if (hi <= ref->lo) return (mp_key_range){ 0, 0, 0 };
     uint32_t first = ref->lo / MP_GROUP_TOKENS, last = (uint32_t)(hi - 1) / MP_GROUP_TOKENS;
     uint32_t inside = (2u << last) - (1u << first);
-    return (mp_span){ ref->lo, (uint16_t)hi, (uint16_t)(groups_of_pages(ref->mask, plan->page_size) & inside) };
+    return (mp_key_range){ ref->lo, (uint16_t)hi, (uint16_t)(groups_of_pages(ref->mask, plan->page_size) & inside) };
 }
 
 static void find_groups(const mp_attend *at, uint32_t cell, uint32_t kv_head, const uint8_t **groups) {
@@ -262,8 +262,8 @@ static void attend_cell(mp_attend *at, const cell_item *item, uint32_t kv_head, 
     uint32_t n = 0;
     for (uint32_t i = 0; i < item->n; i++) {
         const reader *rd = &at->readers[item->first + i];
-        mp_span span = visible(at->step->plan, rd->ref, &at->step->rows[rd->row]);
-        if (span.groups == 0) {
+        mp_key_range range = visible(at->step->plan, rd->ref, &at->step->rows[rd->row]);
+        if (range.groups == 0) {
             for (uint32_t h = 0; h < at->group; h++) {
                 slot_state(at, rd->slot, kv_head * at->group + h)[at->head_dim] = -INFINITY;
             }
@@ -271,7 +271,7 @@ static void attend_cell(mp_attend *at, const cell_item *item, uint32_t kv_head, 
         }
         turn_queries(at, rd->row, kv_head, rd->ref->base, s->q + (size_t)n * at->head_dim);
         for (uint32_t h = 0; h < at->group; h++, n++) {
-            s->spans[n] = span;
+            s->ranges[n] = range;
             s->states[n] = slot_state(at, rd->slot, kv_head * at->group + h);
         }
     }
@@ -281,7 +281,7 @@ static void attend_cell(mp_attend *at, const cell_item *item, uint32_t kv_head, 
                                                                 .head_dim = at->head_dim,
                                                                 .n = size,
                                                                 .q = s->q + (size_t)done * at->head_dim,
-                                                                .spans = s->spans + done,
+                                                                .ranges = s->ranges + done,
                                                                 .states = s->states + done,
                                                                 .weights = s->weights });
         done += size;
@@ -323,13 +323,13 @@ static void fold_cell(mp_attend *at, const mp_cell_ref *ref, uint32_t kv_head, u
     for (uint32_t i = 0; i < MP_QUERY_TILE; i++) s->states[i] = s->cells + (size_t)i * at->stride;
     for (uint32_t done = 0; done < n;) {
         uint32_t size = tile_size(at, n - done), seen = 0;
-        for (uint32_t i = 0; i < size; i++) seen |= s->spans[done + i].groups;
+        for (uint32_t i = 0; i < size; i++) seen |= s->ranges[done + i].groups;
         if (seen) {
             at->kernels->tile[at->cfg.slab->type](&(mp_query_tile){ .groups = groups,
                                                                     .head_dim = at->head_dim,
                                                                     .n = size,
                                                                     .q = s->q + (size_t)done * at->head_dim,
-                                                                    .spans = s->spans + done,
+                                                                    .ranges = s->ranges + done,
                                                                     .states = s->states,
                                                                     .weights = s->weights });
             for (uint32_t i = 0; i < size; i++) {
@@ -353,9 +353,9 @@ static void attend_block(mp_attend *at, const block_item *block, uint32_t kv_hea
         if (ref->run_start) end_run(at, s, n);
         uint32_t seen = 0;
         for (uint32_t r = 0; r < block->n; r++) {
-            mp_span span = visible(plan, ref, &at->step->rows[block->row + r]);
-            for (uint32_t h = 0; h < at->group; h++) s->spans[r * at->group + h] = span;
-            seen |= span.groups;
+            mp_key_range range = visible(plan, ref, &at->step->rows[block->row + r]);
+            for (uint32_t h = 0; h < at->group; h++) s->ranges[r * at->group + h] = range;
+            seen |= range.groups;
         }
         if (seen == 0) continue;
         if (!turned || ref->base != base) {

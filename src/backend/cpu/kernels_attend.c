@@ -38,13 +38,13 @@ MP_INLINE v16f load_kv(const mepic_kv_type type, const uint8_t *p, size_t i) {
     }
 }
 
-/* The keys of group g that a span shows, as lane bits. */
-MP_INLINE uint16_t visible_lanes(const mp_span *span, uint32_t g) {
-    if (!(span->groups >> g & 1)) return 0;
+/* The keys of group g that a range shows, as lane bits. */
+MP_INLINE uint16_t visible_lanes(const mp_key_range *range, uint32_t g) {
+    if (!(range->groups >> g & 1)) return 0;
     uint32_t start = g * MP_GROUP_TOKENS;
     uint32_t lanes = 0xffff;
-    if (span->lo > start) lanes &= 0xffffu << (span->lo - start);
-    if (span->hi < start + MP_GROUP_TOKENS) lanes &= 0xffffu >> (start + MP_GROUP_TOKENS - span->hi);
+    if (range->lo > start) lanes &= 0xffffu << (range->lo - start);
+    if (range->hi < start + MP_GROUP_TOKENS) lanes &= 0xffffu >> (start + MP_GROUP_TOKENS - range->hi);
     return (uint16_t)lanes;
 }
 
@@ -79,7 +79,7 @@ MP_INLINE void score_groups(const mepic_kv_type type, const int R, const int G, 
     }
     UNROLL for (int r = 0; r < R; r++) {
         UNROLL for (int g = 0; g < G; g++) {
-            uint16_t lanes = visible_lanes(&tile->spans[r], list[g]);
+            uint16_t lanes = visible_lanes(&tile->ranges[r], list[g]);
             v_store(column + (size_t)r * MP_CELL_TOKENS + (size_t)g * 16, v_select(lanes, sum[r][g], hidden));
         }
     }
@@ -131,7 +131,7 @@ MP_INLINE void value_dims(const mepic_kv_type type, const int R, const int D, co
 
 MP_INLINE void attend_tile(const mepic_kv_type type, const int R, const mp_query_tile *tile) {
     uint32_t seen = 0;
-    for (int r = 0; r < R; r++) seen |= tile->spans[r].groups;
+    for (int r = 0; r < R; r++) seen |= tile->ranges[r].groups;
     uint8_t list[MP_CELL_GROUPS];
     uint32_t n = 0;
     for (uint32_t g = 0; g < MP_CELL_GROUPS; g++) {

@@ -19,23 +19,23 @@
 #define MP_QUERY_TILE 8u
 
 /* What a query sees of a cell: tokens lo <= i < hi in groups (of 16 tokens) whose bit is set. */
-typedef struct mp_span {
+typedef struct mp_key_range {
     uint16_t lo, hi;
     uint16_t groups; /* a set bit has at least one visible token; 0: sees nothing */
-} mp_span;
+} mp_key_range;
 
 typedef struct mp_query_tile {
-    const uint8_t *const *groups; /* [MP_CELL_GROUPS]; only those in a span are read */
+    const uint8_t *const *groups; /* [MP_CELL_GROUPS]; only those in a range are read */
     uint32_t head_dim;
-    uint32_t n;             /* queries, 1 .. width */
-    const float *q;         /* [n, head_dim], turned and scaled */
-    const mp_span *spans;   /* [n] */
-    float *const *states;   /* [n] -> [head_dim + MP_STATE_EXTRA], written */
-    float *weights;         /* scratch [MP_QUERY_TILE, MP_CELL_TOKENS] */
+    uint32_t n;                 /* queries, 1 .. width */
+    const float *q;             /* [n, head_dim], turned and scaled */
+    const mp_key_range *ranges; /* [n] */
+    float *const *states;       /* [n] -> [head_dim + MP_STATE_EXTRA], written */
+    float *weights;             /* scratch [MP_QUERY_TILE, MP_CELL_TOKENS] */
 } mp_query_tile;
 
 struct mp_attend_kernels {
-    uint32_t width;                      /* most queries of a tile */
+    uint32_t width;                             /* most queries of a tile */
     void (*tile[4])(const mp_query_tile *tile); /* by mepic_kv_type */
     /* into = into merged with from: the one expression that joins partial results. */
     void (*merge)(float *into, const float *from, uint32_t head_dim);
