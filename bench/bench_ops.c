@@ -198,8 +198,10 @@ static void *draw_weights(mp_dtype type, size_t bytes) {
 typedef struct trial {
     const shape *shape;
     uint32_t rows, n_out;
+    uint8_t *memory; /* of all copies */
+    size_t w_bytes;  /* of one */
     mp_packed *w[MAX_COPIES];
-    uint32_t n_w, at;
+    uint32_t copies, n_w, at;
     uint32_t loops; /* products a sample */
     mp_qrows *q;
     float *x, *y;
@@ -223,9 +225,12 @@ static bool trial_open(bench *b, trial *t, const shape *s, uint32_t rows) {
     tensor.data = data;
     t->x = mp_alloc((size_t)rows * s->n_in * sizeof *t->x);
     t->y = mp_alloc((size_t)rows * t->n_out * sizeof *t->y);
-    bool ok = data && t->x && t->y && mp_qrows_open(rows, s->n_in, &t->q, NULL) == MEPIC_OK;
+    t->w_bytes = mp_packed_size(&tensor);
+    t->copies = copies;
+    t->memory = mp_alloc_aligned(64, copies * t->w_bytes);
+    bool ok = data && t->memory && t->x && t->y && mp_qrows_open(rows, s->n_in, &t->q, NULL) == MEPIC_OK;
     while (ok && t->n_w < copies) {
-        ok = mp_packed_open(&tensor, b->threads, &t->w[t->n_w], NULL) == MEPIC_OK;
+        ok = mp_packed_open(&tensor, b->threads, t->memory + t->n_w * t->w_bytes, &t->w[t->n_w], NULL) == MEPIC_OK;
         if (ok) t->n_w++;
     }
     mp_free(data);
@@ -236,6 +241,7 @@ static bool trial_open(bench *b, trial *t, const shape *s, uint32_t rows) {
 
 static void trial_close(trial *t) {
     for (uint32_t i = 0; i < t->n_w; i++) mp_packed_close(t->w[i]);
+    mp_free_aligned(t->memory, t->copies * t->w_bytes);
     mp_qrows_close(t->q);
     mp_free(t->x);
     mp_free(t->y);
@@ -257,7 +263,7 @@ static void trial_sample(bench *b, trial *t) {
 
 static void print_row(const trial *t) {
     const shape *s = t->shape;
-    double gb_s = (double)mp_packed_bytes(t->w[0]) / t->ns;
+    double gb_s = (double)t->w_bytes / t->ns;
     double g_s = (double)t->n_out * s->n_in * t->rows / t->ns;
     printf("%-13s %-12s %-5s %6u %5u %5u %11.1f %8.1f", s->model, s->what, mp_dtype_name(s->type), t->n_out, s->n_in,
            t->rows, t->ns / 1e3, g_s);

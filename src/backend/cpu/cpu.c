@@ -41,6 +41,8 @@ typedef struct cpu_backend {
 
     cpu_layer *layers;
     mp_packed *output;
+    uint8_t *weights; /* what all of these are packed into */
+    size_t weights_bytes;
     mp_slab slab;
 
     /* Activations, shapes in mp_act. */
@@ -76,21 +78,21 @@ static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
     return MEPIC_OK;
 }
 
-static mepic_status pack(cpu_backend *c, const mp_tensor *weight, mp_packed **out, size_t *done, size_t total,
-                         const mp_log *log, mepic_error *err) {
-    mepic_status status = mp_packed_open(weight, c->threads, out, err);
+static mepic_status pack(cpu_backend *c, const mp_tensor *weight, mp_packed **out, size_t *done, const mp_log *log,
+                         mepic_error *err) {
+    mepic_status status = mp_packed_open(weight, c->threads, c->weights + *done, out, err);
     if (status != MEPIC_OK) return status;
-    *done += weight->bytes;
-    mp_log_progress(log, "packing weights", *done, total);
+    *done += mp_packed_size(weight);
+    mp_log_progress(log, "packing weights", *done, c->weights_bytes);
     return MEPIC_OK;
 }
 
-static size_t weight_bytes(const mp_model *m) {
-    size_t total = m->output->bytes;
+static size_t weights_size(const mp_model *m) {
+    size_t total = mp_packed_size(m->output);
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         const mp_layer *l = &m->layers[i];
-        total +=
-            l->wq->bytes + l->wk->bytes + l->wv->bytes + l->wo->bytes + l->gate->bytes + l->up->bytes + l->down->bytes;
+        const mp_tensor *const weights[] = { l->wq, l->wk, l->wv, l->wo, l->gate, l->up, l->down };
+        for (size_t w = 0; w < sizeof weights / sizeof weights[0]; w++) total += mp_packed_size(weights[w]);
     }
     return total;
 }
@@ -98,7 +100,10 @@ static size_t weight_bytes(const mp_model *m) {
 /* Packs every matrix; the file's pages are let go layer by layer, so that no weight is in memory twice for long. */
 static mepic_status open_weights(cpu_backend *c, const mp_log *log, mepic_error *err) {
     const mp_model *m = c->model;
-    size_t done = 0, total = weight_bytes(m);
+    size_t done = 0, bytes = weights_size(m);
+    c->weights = mp_alloc_aligned(64, bytes);
+    if (!c->weights) return mp_fail_nomem(err, "the packed weights", bytes);
+    c->weights_bytes = bytes;
     c->layers = mp_calloc(c->hp->n_layers, sizeof *c->layers);
     if (!c->layers) return mp_fail_nomem(err, "the table of layers", c->hp->n_layers * sizeof *c->layers);
     for (uint32_t i = 0; i < c->hp->n_layers; i++) {
@@ -110,12 +115,12 @@ static mepic_status open_weights(cpu_backend *c, const mp_log *log, mepic_error 
         } weights[] = { { l->wq, &p->wq },     { l->wk, &p->wk }, { l->wv, &p->wv },    { l->wo, &p->wo },
                         { l->gate, &p->gate }, { l->up, &p->up }, { l->down, &p->down } };
         for (size_t w = 0; w < sizeof weights / sizeof weights[0]; w++) {
-            mepic_status status = pack(c, weights[w].from, weights[w].to, &done, total, log, err);
+            mepic_status status = pack(c, weights[w].from, weights[w].to, &done, log, err);
             if (status != MEPIC_OK) return status;
         }
         mp_gguf_cool(m->gguf);
     }
-    mepic_status status = pack(c, m->output, &c->output, &done, total, log, err);
+    mepic_status status = pack(c, m->output, &c->output, &done, log, err);
     mp_gguf_cool(m->gguf);
     return status;
 }
@@ -185,6 +190,7 @@ static void cpu_close(mp_backend *b) {
     }
     mp_free(c->layers);
     mp_packed_close(c->output);
+    mp_free_aligned(c->weights, c->weights_bytes);
     mp_qrows_close(c->qrows);
     mp_attend_close(c->attend);
     mp_free_aligned(c->act, c->act_bytes);

@@ -8,7 +8,7 @@ struct mp_packed {
     mp_panel_type type;
     uint32_t n_out, n_in, n_panels;
     size_t panel_bytes;
-    uint8_t *panels; /* [n_panels] */
+    uint8_t *panels; /* [n_panels], borrowed */
 };
 
 struct mp_qrows {
@@ -52,7 +52,13 @@ static void pack_item(void *ctx, uint32_t panel, uint32_t thread) {
                   left < MP_PANEL_LANES ? left : MP_PANEL_LANES, w->n_in, w->panels + panel * w->panel_bytes);
 }
 
-mepic_status mp_packed_open(const mp_tensor *weight, mp_threads *threads, mp_packed **out, mepic_error *err) {
+size_t mp_packed_size(const mp_tensor *weight) {
+    size_t panel_bytes = mp_panel_bytes(mp_panel_type_of(weight->type), (uint32_t)weight->ne[0]);
+    return div_up((uint32_t)weight->ne[1], MP_PANEL_LANES) * panel_bytes;
+}
+
+mepic_status mp_packed_open(const mp_tensor *weight, mp_threads *threads, uint8_t *memory, mp_packed **out,
+                            mepic_error *err) {
     mp_packed *w = mp_calloc(1, sizeof *w);
     if (!w) return mp_fail_nomem(err, "a packed weight", sizeof *w);
     w->type = mp_panel_type_of(weight->type);
@@ -60,12 +66,7 @@ mepic_status mp_packed_open(const mp_tensor *weight, mp_threads *threads, mp_pac
     w->n_out = (uint32_t)weight->ne[1];
     w->n_panels = div_up(w->n_out, MP_PANEL_LANES);
     w->panel_bytes = mp_panel_bytes(w->type, w->n_in);
-    w->panels = mp_alloc_aligned(64, w->n_panels * w->panel_bytes);
-    if (!w->panels) {
-        mepic_status status = mp_fail_nomem(err, "a packed weight", w->n_panels * w->panel_bytes);
-        mp_free(w);
-        return status;
-    }
+    w->panels = memory;
     struct pack_job job = { weight, w };
     mp_threads_run(threads, w->n_panels, pack_item, &job);
     *out = w;
@@ -73,17 +74,11 @@ mepic_status mp_packed_open(const mp_tensor *weight, mp_threads *threads, mp_pac
 }
 
 void mp_packed_close(mp_packed *w) {
-    if (!w) return;
-    mp_free_aligned(w->panels, mp_packed_bytes(w));
     mp_free(w);
 }
 
 uint32_t mp_packed_outputs(const mp_packed *w) {
     return w->n_out;
-}
-
-size_t mp_packed_bytes(const mp_packed *w) {
-    return w->n_panels * w->panel_bytes;
 }
 
 mepic_status mp_qrows_open(uint32_t max_rows, uint32_t max_in, mp_qrows **out, mepic_error *err) {
@@ -202,7 +197,7 @@ void mp_matmul(const mp_cpu_kernels *kernels, mp_threads *threads, const mp_pack
     if (q->n_rows == 0) return;
     struct product_job job = { .kernels = kernels->matmul, .q = q, .n_w = n_w, .add = add };
     size_t bytes = 0;
-    for (uint32_t j = 0; j < n_w; j++) bytes += mp_packed_bytes(w[j]);
+    for (uint32_t j = 0; j < n_w; j++) bytes += w[j]->n_panels * w[j]->panel_bytes;
     uint32_t items = mp_threads_count(threads) * ITEMS_A_THREAD, n_groups = 0;
     size_t item_bytes = item_size(q, bytes, items);
     for (uint32_t j = 0; j < n_w; j++) {
