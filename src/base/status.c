@@ -7,6 +7,7 @@
 /* What status.h shows the analyzer instead of these is for callers. */
 #undef mp_fail
 #undef mp_fail_nomem
+#undef mp_invariant
 
 const char *mepic_status_name(mepic_status status) {
     switch (status) {

@@ -15,7 +15,7 @@ mepic_status mp_fail(mepic_error *err, mepic_status status, const char *format, 
 /* mp_fail for ERR_NOMEM, naming what could not be allocated and its size. */
 mepic_status mp_fail_nomem(mepic_error *err, const char *what, size_t bytes);
 
-/* What clang's analyzer cannot see across files: the status comes back. */
+/* What clang's analyzer cannot see across files: the status comes back, and what is invariant holds. */
 #ifdef __clang_analyzer__
 #define mp_fail(err, status, ...) ((void)mp_fail(err, status, __VA_ARGS__), (status))
 #define mp_fail_nomem(err, what, bytes) ((void)mp_fail_nomem(err, what, bytes), MEPIC_ERR_NOMEM)
@@ -33,5 +33,8 @@ typedef struct mp_fault {
 } mp_fault;
 /* Returns `ok`; on false records the fault (first one only). Use as: if (!mp_invariant(f, x < n, "page in range")) return; */
 bool mp_invariant(mp_fault *fault, bool ok, const char *what);
+#ifdef __clang_analyzer__
+#define mp_invariant(fault, ok, what) (mp_invariant(fault, ok, what) && (ok))
+#endif
 
 #endif

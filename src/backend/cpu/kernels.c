@@ -1,6 +1,9 @@
 #include "backend/cpu/kernels.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "backend/cpu/kernels_attend.h"
 #include "backend/cpu/kernels_matmul.h"
@@ -17,10 +20,18 @@ static const mp_cpu_kernels sets[] = {
 };
 enum { N_SETS = sizeof sets / sizeof sets[0] };
 
+#if defined(__x86_64__)
+/* clang 14 does not know this one by name. */
+static bool has_f16c(void) {
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 /* Whether processor and system (which must save the wide registers) run it; the builtin looks at both. */
 static bool runs(const char *isa) {
 #if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (strcmp(isa, "avx512-vnni") == 0) return avx512 && __builtin_cpu_supports("avx512vnni");
