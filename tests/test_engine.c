@@ -401,6 +401,60 @@ static void a_request_is_cancelled_in_any_state(void **state) {
     mepic_engine_close(engine);
 }
 
+enum { BESIDE = 8 }; /* as many requests as run together */
+
+typedef struct beside {
+    mepic_engine *engine;
+    const result *replies; /* [BESIDE] */
+    bool ok;
+} beside;
+
+/* All that mepic.h allows of any thread. */
+static void *use_beside_steps(void *arg) {
+    beside *b = arg;
+    b->ok = true;
+    for (int i = 0; i < 4 * BESIDE; i++) {
+        const mepic_segment segment = text_of(question);
+        const mepic_prompt prompt = { .size = sizeof prompt, .segments = &segment, .n_segments = 1 };
+        mepic_prepared *prepared;
+        mepic_model_info info;
+        int32_t ids[64];
+        char bytes[128];
+        size_t n, len;
+        b->ok = b->ok && mepic_prepare(b->engine, &prompt, &prepared, NULL) == MEPIC_OK;
+        if (!b->ok) return NULL;
+        mepic_prepared_free(prepared);
+        b->ok = mepic_tokenize(b->engine, question, strlen(question), false, ids, 64, &n, NULL) == MEPIC_OK &&
+                mepic_detokenize(b->engine, ids, n, bytes, sizeof bytes, &len, NULL) == MEPIC_OK;
+        mepic_model_info_read(b->engine, &info);
+        if (i % 2) mepic_cancel(b->engine, b->replies[i % BESIDE].id);
+    }
+    return NULL;
+}
+
+/* For ThreadSanitizer more than for the assertions. */
+static void other_threads_may_prepare_and_cancel_beside_steps(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    mepic_prepared *prompt = prepare_text(engine, question);
+    const mepic_request request = { .prompt = prompt, .max_tokens = 100, .ignore_eos = true };
+    static result r[BESIDE];
+    for (int i = 0; i < BESIDE; i++) submit(engine, &request, &r[i]);
+    beside arg = { engine, r, false };
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, use_beside_steps, &arg), 0);
+    drain(engine);
+    pthread_join(thread, NULL);
+    assert_true(arg.ok);
+    for (int i = 0; i < BESIDE; i++) {
+        assert_true(r[i].done);
+        if (i % 2 == 0 || r[i].finish != MEPIC_FINISH_CANCELLED) assert_int_equal(r[i].n_tokens, 100);
+    }
+    mepic_prepared_free(prompt);
+    mepic_engine_close(engine);
+}
+
 static void a_full_queue_says_so_and_empties(void **state) {
     (void)state;
     mepic_engine_options options = tiny_options();
@@ -613,6 +667,7 @@ int main(void) {
         cmocka_unit_test(a_reply_ends_where_the_pool_does),
         cmocka_unit_test(logits_and_log_probabilities_are_seen),
         cmocka_unit_test(a_request_is_cancelled_in_any_state),
+        cmocka_unit_test(other_threads_may_prepare_and_cancel_beside_steps),
         cmocka_unit_test(a_full_queue_says_so_and_empties),
         cmocka_unit_test(a_step_waits_until_events_are_taken),
         cmocka_unit_test(a_chunk_is_computed_once_a_scope_and_read_anywhere),

@@ -46,6 +46,9 @@ static void a_bad_option_is_named(void **state) {
         expect(st, i == 14 ? MEPIC_ERR_IO : MEPIC_ERR_ARGUMENT, &err, words[i]);
         assert_null(engine);
     }
+    mepic_engine *none = NULL;
+    mepic_error null_err = { 0 };
+    expect(mepic_engine_open(NULL, &none, &null_err), MEPIC_ERR_ARGUMENT, &null_err, "mepic_engine_options is NULL");
     mepic_engine_options missing = good;
     missing.model_path = "/nowhere/model.gguf";
     mepic_engine *engine = NULL;
@@ -82,11 +85,29 @@ static void a_bad_request_is_named(void **state) {
         expect(mepic_submit(engine, &q[i], &id, &err), MEPIC_ERR_ARGUMENT, &err, words[i]);
         assert_int_equal(id, 77);
     }
+    mepic_error err = { 0 };
+    expect(mepic_submit(engine, NULL, &(mepic_request_id){ 0 }, &err), MEPIC_ERR_ARGUMENT, &err,
+           "mepic_request is NULL");
     assert_false(mepic_busy(engine));
     mepic_prepared_free(foreign);
     mepic_prepared_free(prompt);
     mepic_engine_close(other);
     mepic_engine_close(engine);
+}
+
+/* A prompt of one segment is refused by submit, with its tokens and with what there is room for (512). */
+static void expect_too_long(mepic_engine *engine, const mepic_segment *segment) {
+    mepic_prepared *prompt = prepare(engine, segment, 1);
+    size_t n_prompt;
+    mepic_prepared_tokens(prompt, &n_prompt);
+    const mepic_request request = { .size = sizeof request, .prompt = prompt, .max_tokens = 1 };
+    mepic_error err = { 0 };
+    mepic_request_id id;
+    char number[24];
+    snprintf(number, sizeof number, "%zu", n_prompt);
+    expect(mepic_submit(engine, &request, &id, &err), MEPIC_ERR_TOO_LONG, &err, number);
+    assert_non_null(strstr(err.message, "512"));
+    mepic_prepared_free(prompt);
 }
 
 static void what_never_fits_is_refused_with_the_numbers(void **state) {
@@ -95,18 +116,49 @@ static void what_never_fits_is_refused_with_the_numbers(void **state) {
     mepic_engine *engine = open_engine(&options);
     int32_t tokens[600];
     for (int i = 0; i < 600; i++) tokens[i] = i % 250;
-    const mepic_segment segment = { .kind = MEPIC_TEXT, .tokens = tokens, .n_tokens = 600 };
-    mepic_prepared *prompt = prepare(engine, &segment, 1);
-    size_t n_prompt;
-    mepic_prepared_tokens(prompt, &n_prompt);
-    const mepic_request request = { .size = sizeof request, .prompt = prompt, .max_tokens = 1 };
-    mepic_error err = { 0 };
-    mepic_request_id id;
-    char number[16];
-    snprintf(number, sizeof number, "%zu", n_prompt);
-    expect(mepic_submit(engine, &request, &id, &err), MEPIC_ERR_TOO_LONG, &err, number);
-    assert_non_null(strstr(err.message, "512"));
-    mepic_prepared_free(prompt);
+    const size_t megabytes = 4 << 20;
+    char *run_of = malloc(megabytes);
+    assert_non_null(run_of);
+    for (int kind = MEPIC_TEXT; kind <= MEPIC_CHUNK; kind++) {
+        mepic_segment segment = { .kind = (mepic_segment_kind)kind, .tokens = tokens, .n_tokens = 600 };
+        expect_too_long(engine, &segment);
+        memset(run_of, kind == MEPIC_TEXT ? 'a' : 0, megabytes);
+        segment = (mepic_segment){ .kind = (mepic_segment_kind)kind, .text = run_of, .len = megabytes };
+        expect_too_long(engine, &segment);
+    }
+    free(run_of);
+    assert_false(mepic_busy(engine));
+    mepic_engine_close(engine);
+}
+
+/* What holds no token takes no place, wherever it stands. */
+static void empty_segments_change_nothing(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *engine = open_engine(&options);
+    const int32_t none[1] = { 0 };
+    const mepic_segment with[] = { { .kind = MEPIC_CHUNK, .tokens = none },
+                                   { .kind = MEPIC_CHUNK },
+                                   text_of(question),
+                                   { .kind = MEPIC_CHUNK, .text = "" },
+                                   text_of("") };
+    const mepic_segment without[] = { text_of(question) };
+    mepic_prepared *p[2];
+    const int32_t *ids[2];
+    size_t n[2];
+    for (int i = 0; i < 2; i++) {
+        const mepic_prompt prompt = {
+            .size = sizeof prompt, .segments = i ? without : with, .n_segments = i ? 1 : 5, .no_bos = true
+        };
+        mepic_error err;
+        if (mepic_prepare(engine, &prompt, &p[i], &err) != MEPIC_OK) fail_msg("%s", err.message);
+        ids[i] = mepic_prepared_tokens(p[i], &n[i]);
+    }
+    assert_int_equal(n[0], n[1]);
+    assert_memory_equal(ids[0], ids[1], n[0] * sizeof **ids);
+    result r;
+    run(engine, &(mepic_request){ .prompt = p[0], .max_tokens = 2, .ignore_eos = true }, &r);
+    for (int i = 0; i < 2; i++) mepic_prepared_free(p[i]);
     mepic_engine_close(engine);
 }
 
@@ -138,6 +190,7 @@ static void prompts_are_checked(void **state) {
     expect(mepic_prepare(engine, &prompt, &prepared, &err), MEPIC_ERR_ARGUMENT, &err, "nobody");
     const mepic_prompt none = { .size = sizeof none };
     expect(mepic_prepare(engine, &none, &prepared, &err), MEPIC_ERR_ARGUMENT, &err, "empty");
+    expect(mepic_prepare(engine, NULL, &prepared, &err), MEPIC_ERR_ARGUMENT, &err, "mepic_prompt is NULL");
 
     /* any bytes are text */
     char bytes[128];
@@ -241,6 +294,7 @@ int main(void) {
         cmocka_unit_test(a_bad_option_is_named),
         cmocka_unit_test(a_bad_request_is_named),
         cmocka_unit_test(what_never_fits_is_refused_with_the_numbers),
+        cmocka_unit_test(empty_segments_change_nothing),
         cmocka_unit_test(prompts_are_checked),
         cmocka_unit_test(tokens_and_bytes_convert_both_ways),
         cmocka_unit_test(any_allocation_may_fail),

@@ -97,7 +97,7 @@ mepic_status mepic_submit(mepic_engine *e, const mepic_request *request, mepic_r
     if (st != MEPIC_OK) return st;
     mepic_request r;
     size_t least = offsetof(mepic_request, max_tokens);
-    st = mp_options_copy(request, request->size, least, &r, sizeof r, "mepic_request", err);
+    st = mp_options_copy(request, least, &r, sizeof r, "mepic_request", err);
     if (st == MEPIC_OK) st = check_request(e, &r, err);
     if (st != MEPIC_OK) return st;
     if (e->n_free_slots == 0) {

@@ -117,8 +117,8 @@ static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
             return mp_fail(
                 err, MEPIC_ERR_ARGUMENT,
                 "the KV pool has %u pages of %u tokens (%zu bytes each), %u of them for the canonical context: "
-                "too few for a context of %u tokens; raise kv_memory to %zu bytes or lower context",
-                o->pages, o->page_size, page_bytes, canonical, context, need);
+                "too few for a context of %u tokens; raise kv_memory to %zu bytes (or pages to %zu), or lower context",
+                o->pages, o->page_size, page_bytes, canonical, context, need, need / page_bytes);
         }
         context = usable * o->page_size;
         mp_log_write(&e->log, MEPIC_LOG_INFO,

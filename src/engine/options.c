@@ -3,8 +3,11 @@
 #include <string.h>
 #include <unistd.h>
 
-mepic_status mp_options_copy(const void *in, size_t size, size_t least, void *out, size_t known, const char *what,
+mepic_status mp_options_copy(const void *in, size_t least, void *out, size_t known, const char *what,
                              mepic_error *err) {
+    if (!in) return mp_fail(err, MEPIC_ERR_ARGUMENT, "the %s is NULL", what);
+    size_t size;
+    memcpy(&size, in, sizeof size);
     if (size < least) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s.size is %zu; set it to sizeof(%s)", what, size, what);
     }
@@ -50,10 +53,9 @@ static mepic_status resolve_count(const char *name, uint32_t *value, uint32_t le
 }
 
 mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_options *out, mepic_error *err) {
-    if (!in) return mp_fail(err, MEPIC_ERR_ARGUMENT, "options is NULL");
     mepic_engine_options o;
     size_t least = offsetof(mepic_engine_options, threads);
-    mepic_status st = mp_options_copy(in, in->size, least, &o, sizeof o, "mepic_engine_options", err);
+    mepic_status st = mp_options_copy(in, least, &o, sizeof o, "mepic_engine_options", err);
     if (st != MEPIC_OK) return st;
     if (!o.model_path || !*o.model_path)
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "model_path is empty; name a GGUF file");

@@ -9,6 +9,7 @@
 
 mepic_status mepic_tokenize(const mepic_engine *engine, const char *text, size_t len, bool parse_special, int32_t *out,
                             size_t cap, size_t *n, mepic_error *err) {
+    if (!text && len > 0) return mp_fail(err, MEPIC_ERR_ARGUMENT, "text is NULL but len is %zu", len);
     mp_tokens tokens = { 0 };
     mepic_status st = mp_tokenize(engine->tokenizer, text, len, false, parse_special, &tokens, err);
     if (st == MEPIC_OK) {
@@ -50,6 +51,7 @@ mepic_status mepic_detokenize(const mepic_engine *engine, const int32_t *ids, si
 /* ---- Prompts ----------------------------------------------------------------------------------------------------- */
 
 static mepic_status push_ids(mp_tokens *tokens, const int32_t *ids, size_t n, mepic_error *err) {
+    if (n == 0) return MEPIC_OK;
     if (n > tokens->cap - tokens->n) {
         size_t cap, bytes;
         if (!mp_add_size(tokens->n, n, &cap) || !mp_mul_size(cap, sizeof *ids, &bytes)) {
@@ -167,7 +169,7 @@ mepic_status mepic_prepare(const mepic_engine *engine, const mepic_prompt *promp
                            mepic_error *err) {
     mepic_prompt in;
     size_t least = offsetof(mepic_prompt, no_bos);
-    mepic_status st = mp_options_copy(prompt, prompt->size, least, &in, sizeof in, "mepic_prompt", err);
+    mepic_status st = mp_options_copy(prompt, least, &in, sizeof in, "mepic_prompt", err);
     if (st != MEPIC_OK) return st;
     mepic_prepared *p = mp_calloc(1, sizeof *p);
     if (!p) return mp_fail_nomem(err, "a prompt", sizeof *p);
