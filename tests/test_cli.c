@@ -57,9 +57,9 @@ static void redirect(const char *name, int flags, int to) {
     close(fd);
 }
 
-/* Runs the program with `input` on standard input; the last argument is NULL. */
-static const result *run(const char *input, const char *const *args) {
-    write_file("in", input, strlen(input));
+/* Runs the program with `input` [n_input] on standard input; the last argument is NULL. */
+static const result *run(const char *input, size_t n_input, const char *const *args) {
+    write_file("in", input, n_input);
     char *argv[ARGS_MAX] = { (char *)program };
     int n = 1;
     for (; args[n - 1]; n++) {
@@ -83,8 +83,9 @@ static const result *run(const char *input, const char *const *args) {
     return &last;
 }
 
-#define RUN(...) run("", (const char *const[]){ __VA_ARGS__, NULL })
-#define RUN_WITH(input, ...) run(input, (const char *const[]){ __VA_ARGS__, NULL })
+#define RUN_BYTES(input, n, ...) run(input, n, (const char *const[]){ __VA_ARGS__, NULL })
+#define RUN_WITH(input, ...) RUN_BYTES(input, strlen(input), __VA_ARGS__)
+#define RUN(...) RUN_BYTES("", 0, __VA_ARGS__)
 
 static void expect_in(const char *text, const char *words) {
     if (!strstr(text, words)) fail_msg("'%s' is not in:\n%s\n(standard error: %s)", words, text, last.err);
@@ -126,7 +127,7 @@ static void bad_options_are_named(void **state) {
     static const char *const bad[][3] = {
         { "--threads", "0", "1 to 256" },
         { "--page-size", "17", "16, 32, 64 or 128" },
-        { "--pages", "x", "1 to" },
+        { "--pages", "3", "4 to 16777216" },
         { "--kv-memory", "12Q", "512M or 2G" },
         { "--context", "1", "16 to" },
         { "--kv-type", "f8", "f16, bf16 or f32" },
@@ -281,12 +282,42 @@ static void an_interrupted_answer_still_ends_with_its_line(void **state) {
     expect_in(last.err, "reply ");
 }
 
-static void too_long_a_prompt_gives_the_numbers(void **state) {
-    (void)state;
-    write_documents();
-    RUN("run", "-m", tiny_model_path(), "--cache-dir", "none", "-d", path_of("d0"), "-p", "x", "--context", "64", "-q");
+static void expect_too_long(const char *words) {
     assert_int_equal(last.status, 1);
-    expect_in(last.err, "64");
+    expect_in(last.err, words);
+    expect_in(last.err, "context of 4096");
+    assert_true(strchr(last.err, '\n') == last.err + strlen(last.err) - 1);
+}
+
+/* As a prompt and as a document. */
+static void megabytes_are_refused_with_the_numbers(void **state) {
+    (void)state;
+    const size_t n = 4 << 20;
+    char *bytes = malloc(n);
+    assert_non_null(bytes);
+    memset(bytes, 'a', n);
+    RUN_BYTES(bytes, n, "run", "-m", tiny_model_path(), "--cache-dir", "none", "-p", "-", "-q");
+    expect_too_long("the prompt has 4194");
+    memset(bytes, 0, n);
+    write_file("zeros", bytes, n);
+    RUN("run", "-m", tiny_model_path(), "--cache-dir", "none", "-d", path_of("zeros"), "-p", "x", "-q");
+    expect_too_long("the prompt has 4194");
+    free(bytes);
+}
+
+/* Documents hold any bytes (json_has_everything asks about one); a prompt is text, where what is no UTF-8 is replaced. */
+static void odd_bytes_are_text_or_refused(void **state) {
+    (void)state;
+    const char *model = tiny_model_path();
+    RUN_WITH("\xff\xfe\xc3", "run", "-m", model, "--cache-dir", "none", "-p", "-", "-n", "2", "--ignore-eos", "-q");
+    assert_int_equal(last.status, 0);
+    expect_in(last.err, "reply 2 tokens");
+    expect_refused(RUN_BYTES("ab\0cd\n", 6, "run", "-m", model, "-p", "-"), "byte 3 of 6");
+    expect_refused(RUN_WITH("\n", "run", "-m", model, "-p", "-"), "the prompt is empty");
+    RUN_BYTES("a\0b\nwhat?\n", 10, "run", "-m", model, "--cache-dir", "none", "-n", "2", "--ignore-eos", "-q");
+    assert_int_equal(last.status, 0);
+    expect_in(last.err, "a line with a NUL byte is not taken");
+    expect_in(last.err, "reply 2 tokens");
 }
 
 static void a_conversation_changes_its_documents(void **state) {
@@ -386,7 +417,8 @@ static int remove_directory(void **state) {
     (void)state;
     static const char *const names[] = { "in",        "out",       "err",        "junk.gguf", "empty.gguf",
                                          "empty.txt", "d0",        "d1",         "d2",        "bytes",
-                                         "csv",       "questions", "squad.json", "eval.csv",  "eval.csv.none" };
+                                         "csv",       "questions", "squad.json", "eval.csv",  "eval.csv.none",
+                                         "zeros" };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlink(path_of(names[i]));
     return rmdir(directory);
 }
@@ -404,7 +436,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(json_has_everything),
         cmocka_unit_test(answers_stream_and_end_with_one_line),
         cmocka_unit_test(an_interrupted_answer_still_ends_with_its_line),
-        cmocka_unit_test(too_long_a_prompt_gives_the_numbers),
+        cmocka_unit_test(megabytes_are_refused_with_the_numbers),
+        cmocka_unit_test(odd_bytes_are_text_or_refused),
         cmocka_unit_test(a_conversation_changes_its_documents),
         cmocka_unit_test(benchmarks_print_their_tables),
         cmocka_unit_test(reuse_is_measured_and_evaluated),

@@ -179,6 +179,10 @@ int mp_chat(mp_session *session, mp_conversation *conversation, const mepic_requ
         fflush(stdout);
         if (!read_line(&buf)) break;
         const char *line = buf.data;
+        if (strlen(line) + 1 < buf.len) {
+            fprintf(stderr, "a line with a NUL byte is not taken; only a document may hold such bytes\n");
+            continue;
+        }
         if (!line[0]) continue;
         if (line[0] == '/' && line[1] != '/')
             run_command(&c, line + 1);

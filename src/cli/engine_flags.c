@@ -47,7 +47,7 @@ mp_option_group mp_engine_flags_group(mp_engine_flags *f) {
                  "longest request in tokens, prompt and reply (default: what the model was trained for)"),
         MP_SIZE(0, "kv-memory", &f->kv_memory, 1 << 20, UINT64_C(1) << 46, "SIZE",
                 "memory for the KV pages, as 512M or 2G (default: a quarter of the machine's, at most 4G)"),
-        MP_COUNT(0, "pages", &f->pages, 1, 1u << 30, "N", "pages of KV, instead of --kv-memory"),
+        MP_COUNT(0, "pages", &f->pages, 4, 1u << 24, "N", "pages of KV, instead of --kv-memory"),
         MP_WORD(0, "page-size", &f->page_size, page_words, "N", "tokens a page: 16 (default), 32, 64 or 128"),
         MP_WORD(0, "kv-type", &f->kv_type, kv_words, "TYPE", "f16 (default), bf16 or f32"),
         MP_WORD(0, "eviction", &f->eviction, eviction_words, "ORDER", "s3fifo (default) or lru"),

@@ -211,6 +211,11 @@ static mepic_status read_inputs(const run_flags *f, mp_conversation *conversatio
     size_t len;
     if (strcmp(f->prompt, "-") == 0) {
         status = mp_file_read("-", PROMPT_MAX_BYTES, question, &len, err);
+        if (status == MEPIC_OK && strlen(*question) < len) {
+            return mp_fail(err, MEPIC_ERR_ARGUMENT,
+                           "--prompt: byte %zu of %zu on standard input is NUL; only a document may hold such bytes",
+                           strlen(*question) + 1, len);
+        }
         while (status == MEPIC_OK && len > 0 && (*question)[len - 1] == '\n') (*question)[--len] = 0;
     } else {
         *question = mp_strndup(f->prompt, strlen(f->prompt));
