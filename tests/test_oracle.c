@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cpu/kernels.h"
 #include "support/oracle.h"
 #include "support/random.h"
 #include "support/rig.h"
@@ -227,15 +228,25 @@ static void run_prompts(world *w, rng *r, uint32_t n_prompts, double bound) {
     }
 }
 
+/* The best instruction set instead of one this machine lacks. */
+static const char *isa_or_best(const char *isa) {
+    const mp_cpu_kernels *kernels;
+    return mp_cpu_kernels_find(isa, &kernels, NULL) == MEPIC_OK ? isa : NULL;
+}
+
 static void tiny_models(mepic_kv_type kv_type, uint32_t n_prompts, double bound) {
     static const uint32_t canonical[] = { 0, 37, 64 }, page_sizes[] = { 16, 16, 32 };
+    static const char *const isas[] = { "avx512", "avx2", "portable" };
     for (uint32_t m = 0; m < TINY_COUNT; m++) {
         for (uint32_t c = 0; c < 3; c++) {
             rng r = rng_open(seed * 100 + m * 10 + c);
             world w;
             world_open(&w, tiny_model((tiny_kind)m), &r, canonical[c], MAX_LIBRARY, MAX_CHUNKS,
-                       (rig_options){
-                           .page_size = page_sizes[c], .kv_type = kv_type, .step_tokens = 17 + 31 * c, .threads = 2 });
+                       (rig_options){ .page_size = page_sizes[c],
+                                      .kv_type = kv_type,
+                                      .step_tokens = 17 + 31 * c,
+                                      .threads = 2,
+                                      .isa = isa_or_best(isas[(m + c) % 3]) });
             run_prompts(&w, &r, n_prompts, bound);
             world_close(&w);
         }

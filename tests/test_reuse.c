@@ -190,9 +190,11 @@ static void any_budget_threads_and_room_give_the_same_bits(void **state) {
 }
 
 /* A batch of requests that share chunks, in some order of arrival, in a pool of n_pages. Returns the preemptions. */
-static uint64_t run_batch(rig_request *q, uint32_t n, const uint32_t *order, uint32_t n_pages, const uint64_t *want) {
+static uint64_t run_batch(rig_request *q, uint32_t n, const uint32_t *order, uint32_t n_pages, mepic_eviction eviction,
+                          const uint64_t *want) {
     rig_options o = usual();
     o.n_pages = n_pages;
+    o.eviction = eviction;
     o.threads = 2;
     rig *e = rig_open(&o);
     mepic_error err;
@@ -203,7 +205,7 @@ static uint64_t run_batch(rig_request *q, uint32_t n, const uint32_t *order, uin
     rig_drain(e);
     for (uint32_t i = 0; i < n; i++) {
         assert_true(q[i].done);
-        if (want) assert_int_equal(q[i].hash, want[i]);
+        assert_int_equal(q[i].hash, want[i]);
     }
     mepic_stats stats;
     mp_scheduler_stats(e->scheduler, &stats);
@@ -227,16 +229,18 @@ static void alone_equals_batch_in_any_order_preempted_or_not(void **state) {
         want[i] = hash_alone(p, usual(), policies[i % 4], 16 * (i % 3), n_reply);
         order[i] = i;
     }
-    assert_int_equal(run_batch(q, n, order, 4096, want), 0);
+    assert_int_equal(run_batch(q, n, order, 4096, MEPIC_EVICT_S3FIFO, want), 0);
     for (uint32_t i = n - 1; i > 0; i--) {
         uint32_t j = rng_below(&r, i + 1), t = order[i];
         order[i] = order[j];
         order[j] = t;
     }
-    run_batch(q, n, order, 4096, want);
-    uint64_t preemptions =
-        run_batch(q, n, order, real ? 64 : 130, want); /* room for a few at a time: evicts, preempts */
-    if (!real) assert_true(preemptions > 0);
+    run_batch(q, n, order, 4096, MEPIC_EVICT_S3FIFO, want);
+    for (int k = MEPIC_EVICT_S3FIFO; k <= MEPIC_EVICT_LRU; k++) {
+        /* room for a few at a time: evicts, preempts */
+        uint64_t preemptions = run_batch(q, n, order, real ? 64 : 130, (mepic_eviction)k, want);
+        if (!real) assert_true(preemptions > 0);
+    }
     for (uint32_t i = 0; i < n; i++) request_free(&q[i]);
 }
 

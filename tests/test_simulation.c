@@ -498,5 +498,9 @@ int main(int argc, char **argv) {
            (unsigned long long)seen.rows, (unsigned long long)seen.preempted, (unsigned long long)seen.evicted,
            (unsigned long long)seen.compiled, (unsigned long long)seen.prefix_hits, (unsigned long long)seen.chunk_hits,
            (unsigned long long)seen.multi_readers, (unsigned long long)seen.audits);
+    bool all = seen.finished && seen.preempted && seen.evicted && seen.prefix_hits && seen.chunk_hits &&
+               seen.multi_readers && seen.audits && seen.busy && seen.too_long && seen.clears;
+    for (int i = 0; i < 4; i++) all = all && seen.cancelled[i];
+    if (wanted >= 100000 && !all) die("something that the simulation is for never happened");
     return 0;
 }

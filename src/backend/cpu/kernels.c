@@ -1,7 +1,7 @@
 #include "backend/cpu/kernels.h"
 
 #include <string.h>
-#if defined(__x86_64__)
+#ifdef MP_X86_KERNELS
 #include <cpuid.h>
 #endif
 
@@ -11,7 +11,7 @@
 
 /* Best first; the portable set is last and runs everywhere. */
 static const mp_cpu_kernels sets[] = {
-#if defined(__x86_64__)
+#ifdef MP_X86_KERNELS
     { "avx512-vnni", &mp_matmul_kernels_avx512vnni, &mp_attend_kernels_avx512, &mp_row_kernels_avx512 },
     { "avx512", &mp_matmul_kernels_avx512, &mp_attend_kernels_avx512, &mp_row_kernels_avx512 },
     { "avx2", &mp_matmul_kernels_avx2, &mp_attend_kernels_avx2, &mp_row_kernels_avx2 },
@@ -20,7 +20,7 @@ static const mp_cpu_kernels sets[] = {
 };
 enum { N_SETS = sizeof sets / sizeof sets[0] };
 
-#if defined(__x86_64__)
+#ifdef MP_X86_KERNELS
 /* clang 14 does not know this one by name. */
 static bool has_f16c(void) {
     unsigned a, b, c = 0, d;
@@ -30,7 +30,7 @@ static bool has_f16c(void) {
 
 /* Whether processor and system (which must save the wide registers) run it; the builtin looks at both. */
 static bool runs(const char *isa) {
-#if defined(__x86_64__)
+#ifdef MP_X86_KERNELS
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
