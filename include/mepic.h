@@ -130,7 +130,8 @@ void mepic_model_info_read(const mepic_engine *engine, mepic_model_info *out);
 /* ---- Tokens ------------------------------------------------------------------------------------------------------ */
 
 /* Token ids of `text`. Writes at most `cap` ids to `out`; `*n` receives the full count (so a first call may have cap 0).
- * parse_special: text such as "<|im_end|>" becomes the special token. ERR_FORMAT never: any bytes are tokenized. */
+ * parse_special: text such as "<|im_end|>" becomes the special token. Any bytes are tokenized. ERR_ARGUMENT (text is NULL
+ * and len is not 0), ERR_NOMEM. */
 mepic_status mepic_tokenize(const mepic_engine *engine, const char *text, size_t len, bool parse_special, int32_t *out,
                             size_t cap, size_t *n, mepic_error *err);
 /* The bytes of token ids. Writes at most `cap` bytes, `*n` receives the full count. ERR_ARGUMENT for an id out of range. */
@@ -141,12 +142,13 @@ mepic_status mepic_detokenize(const mepic_engine *engine, const int32_t *ids, si
 
 typedef enum mepic_segment_kind { MEPIC_TEXT = 0, MEPIC_CHUNK = 1 } mepic_segment_kind;
 
-/* A part of a prompt. Each segment is tokenized on its own. Give text or tokens. */
+/* A part of a prompt. Each segment is tokenized on its own. Give text or tokens; of neither, it takes no place.
+ * A CHUNK under 64 tokens, or longer than an eighth of the pool, is computed like text (mepic_stats.short_chunks). */
 typedef struct mepic_segment {
     mepic_segment_kind kind;
     const char *text;      /* UTF-8; invalid bytes are taken as U+FFFD */
     size_t len;            /* bytes */
-    const int32_t *tokens; /* used instead of text when not NULL */
+    const int32_t *tokens; /* [n_tokens], used instead of text when not NULL */
     size_t n_tokens;
     bool parse_special;    /* special tokens in text are parsed; leave it off for what users wrote */
     bool no_cache;         /* a CHUNK that is computed in the request like text */
@@ -170,10 +172,12 @@ typedef struct mepic_prompt {
 
 typedef struct mepic_prepared mepic_prepared; /* immutable; may be submitted many times */
 
-/* Renders and tokenizes. Any thread. ERR_ARGUMENT (empty prompt, unknown role), ERR_UNSUPPORTED (messages for a model
- * without a known chat template), ERR_NOMEM. */
+/* Renders and tokenizes; keeps nothing of `prompt`. Any thread. ERR_ARGUMENT (empty prompt, unknown role, a token that is
+ * not in the vocabulary), ERR_UNSUPPORTED (messages for a model without a known chat template), ERR_TOO_LONG (more than
+ * INT32_MAX tokens; the context is checked by mepic_submit), ERR_NOMEM. */
 mepic_status mepic_prepare(const mepic_engine *engine, const mepic_prompt *prompt, mepic_prepared **out,
                            mepic_error *err);
+/* NULL is a no-op. Requests that were submitted with it go on. */
 void mepic_prepared_free(mepic_prepared *prepared);
 /* The tokens of the whole prompt, in order; valid as long as `prepared`. */
 const int32_t *mepic_prepared_tokens(const mepic_prepared *prepared, size_t *n);
@@ -182,17 +186,18 @@ const int32_t *mepic_prepared_tokens(const mepic_prepared *prepared, size_t *n);
 
 typedef uint64_t mepic_request_id;
 
+/* In this order: penalties, bias, temperature, top_k, top_p of what is left, min_p of what is left, one draw. */
 typedef struct mepic_sampling {
-    float temperature;      /* <= 0: greedy */
+    float temperature;      /* <= 0: greedy; at most 100 */
     uint32_t top_k;         /* 0 = off */
     float top_p;            /* 0 or >= 1 = off */
     float min_p;            /* 0 = off */
-    float repeat_penalty;   /* 0 or 1 = off; over the last repeat_window tokens */
+    float repeat_penalty;   /* 0 or 1 = off; at most 100; over the last repeat_window tokens */
     uint32_t repeat_window; /* 0 = 64 */
-    float presence_penalty, frequency_penalty; /* over the reply */
-    uint64_t seed;          /* a token depends on (seed, position, logits) only */
+    float presence_penalty, frequency_penalty; /* -100 to 100, over the reply */
+    uint64_t seed;          /* a token depends on (seed, position, logits, tokens before it) only */
     const struct mepic_logit_bias { int32_t token; float bias; } *logit_bias;
-    size_t n_logit_bias;
+    size_t n_logit_bias; /* each from -1e6 to 1e6, added to the token's logit */
 } mepic_sampling;
 
 /* Sees the logits of rows on the stepping thread: `position` of the row's token in the prompt and `logits` [n_vocab],
@@ -204,10 +209,10 @@ typedef struct mepic_request {
     const mepic_prepared *prompt;
     mepic_sampling sampling;
     uint32_t max_tokens;          /* 0 = until the context is full */
-    const char *const *stop;      /* strings that end the reply and are not part of it */
+    const char *const *stop;      /* strings of 1 to 1024 bytes that end the reply and are not part of it */
     size_t n_stop;                /* at most 16 */
     const int32_t *stop_tokens;   /* besides the model's end-of-turn tokens */
-    size_t n_stop_tokens;
+    size_t n_stop_tokens;         /* at most 256 */
     bool ignore_eos;
     uint32_t top_logprobs;        /* log-probabilities with each token, 0..20 alternatives */
     bool logprobs;
@@ -226,7 +231,7 @@ mepic_status mepic_submit(mepic_engine *engine, const mepic_request *request, me
  * Unknown and ended ids are ignored. */
 void mepic_cancel(mepic_engine *engine, mepic_request_id id);
 
-/* True while a request is queued or running, or an event waits. */
+/* True while a request is queued or running, or an event waits. A broken engine is busy with events only. */
 bool mepic_busy(const mepic_engine *engine);
 /* Computes one batch. ERR_BUSY: events of the last step were not polled yet, nothing was done. ERR_BROKEN: the engine is
  * poisoned, every later call says so, close works. */
@@ -234,7 +239,7 @@ mepic_status mepic_step(mepic_engine *engine, mepic_error *err);
 
 typedef enum mepic_finish {
     MEPIC_FINISH_STOP = 0,   /* end-of-turn token, stop token or stop string */
-    MEPIC_FINISH_LENGTH = 1, /* max_tokens or the context is full */
+    MEPIC_FINISH_LENGTH = 1, /* max_tokens, or the context or the pool is full */
     MEPIC_FINISH_CANCELLED = 2,
 } mepic_finish;
 
@@ -265,7 +270,7 @@ typedef struct mepic_event {
     int32_t token;
     const char *text; /* what can be shown now: whole UTF-8 characters, nothing that may become a stop string */
     size_t text_len;  /* may be 0 */
-    float logprob;
+    float logprob;            /* natural logarithm, by the raw logits, before penalties and temperature */
     const mepic_logprob *top; /* [n_top], best first */
     uint32_t n_top;
     /* DONE: (text holds what was withheld until the end) */
