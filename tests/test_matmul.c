@@ -317,8 +317,18 @@ static void no_memory_is_reported(void **state) {
     rig_close(g);
 }
 
+/* Once the build forgot to say that the vector sets were compiled, and everything ran on the portable one. */
+static void a_machine_with_vectors_uses_them(void **state) {
+    (void)state;
+#if defined(__x86_64__)
+    bool vectors = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (vectors) assert_string_not_equal(mp_cpu_kernels_at(0)->isa, "portable");
+#endif
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_machine_with_vectors_uses_them),
         cmocka_unit_test(products_are_right_and_rows_independent),
         cmocka_unit_test(several_matrices_and_adding),
         cmocka_unit_test(instruction_sets_agree),
