@@ -486,15 +486,13 @@ int main(int argc, char **argv) {
     }
     free(w);
     printf("%u schedulers, %llu requests (%llu busy, %llu too long), %llu finished, cancelled while queued %llu, "
-           "waiting %llu, "
-           "in prefill %llu, in decode %llu\n",
+           "waiting %llu, in prefill %llu, in decode %llu\n",
            n_worlds, (unsigned long long)seen.submits, (unsigned long long)seen.busy, (unsigned long long)seen.too_long,
            (unsigned long long)seen.finished, (unsigned long long)seen.cancelled[0],
            (unsigned long long)seen.cancelled[1], (unsigned long long)seen.cancelled[2],
            (unsigned long long)seen.cancelled[3]);
     printf("%llu rows, %llu preemptions, %llu evicted pages, %llu compiles, %llu requests with prefix hits, %llu with "
-           "chunk hits, "
-           "%llu reads of shared cells, %llu audits\n",
+           "chunk hits, %llu reads of shared cells, %llu audits\n",
            (unsigned long long)seen.rows, (unsigned long long)seen.preempted, (unsigned long long)seen.evicted,
            (unsigned long long)seen.compiled, (unsigned long long)seen.prefix_hits, (unsigned long long)seen.chunk_hits,
            (unsigned long long)seen.multi_readers, (unsigned long long)seen.audits);

@@ -63,10 +63,9 @@ int main(int argc, char **argv) {
     }
 
     static const char harbour[] =
-        "The harbour of Port Ellis has three piers. The oldest was built of oak in 1804 and carries the fish market; "
-        "the "
-        "second, of granite, is used by the ferries to the islands; the third was added in 1931 for the coal trade and "
-        "is today a promenade with a lighthouse at its end, whose lamp is seen from nineteen miles away.";
+        "The harbour of Port Ellis has three piers. The oldest was built of oak in 1804 and carries the fish market. "
+        "The second, of granite, is used by the ferries to the islands. The third was added in 1931 for the coal trade "
+        "and is today a promenade with a lighthouse at its end, whose lamp is seen from nineteen miles away.";
     const mepic_segment first[] = { chunk_of(harbour), text_of("\n\nHow many piers does the harbour have?") };
     const mepic_segment second[] = { text_of("Here is a text about a harbour.\n\n"), chunk_of(harbour),
                                      text_of("\n\nWhen was the oldest pier built?") };

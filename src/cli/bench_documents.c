@@ -12,9 +12,8 @@ enum { QUESTIONS_MAX = 256, QUESTIONS_MAX_BYTES = 1 << 20, N_POLICIES = 2 };
 
 static const char usage_text[] =
     "usage: mepic bench documents -m FILE --doc FILE... --questions FILE [OPTIONS]\n\n"
-    "Asks every question (one a line; behind a bar, the words a right answer holds) with the documents in another "
-    "order,\n"
-    "with --reuse none and with --reuse mepic, and compares tokens computed, time to first token and pages.\n";
+    "Asks every question (one a line; behind a bar, the words a right answer holds) with the documents in another\n"
+    "order, with --reuse none and with --reuse mepic, and compares tokens computed, time to first token and pages.\n";
 
 static const mepic_reuse policies[N_POLICIES] = { MEPIC_REUSE_NONE, MEPIC_REUSE_MEPIC };
 

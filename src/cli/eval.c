@@ -23,10 +23,10 @@
 
 enum { DISTRACTORS_MAX = 63, LINKS_MAX = 8, CONTEXTS_MAX = 2 };
 
-static const char usage_text[] = "usage: mepic eval -m FILE --out FILE.csv [OPTIONS]\n\n"
-                                 "Asks questions over paragraphs with everything computed and with documents shared, "
-                                 "and compares the answers. Can be\n"
-                                 "stopped and started again: what FILE.csv holds is not computed twice.\n";
+static const char usage_text[] =
+    "usage: mepic eval -m FILE --out FILE.csv [OPTIONS]\n\n"
+    "Asks questions over paragraphs with everything computed and with documents shared, and compares the answers.\n"
+    "Can be stopped and started again: what FILE.csv holds is not computed twice.\n";
 
 static const char system_text[] = "Answer the question with a short span copied from the documents. Do not explain.";
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "base/mem.h"
 #include "infer/forward.h"
 
 static void must(mepic_status status, const mepic_error *err) {
@@ -106,6 +107,7 @@ static void sample(rig *r, const mp_row *row, const float *logits) {
 bool rig_step(rig *r) {
     mepic_error err;
     const mp_step *step;
+    uint64_t allocations = mp_mem_count();
     must(mp_scheduler_step(r->scheduler, &step, &err), &err);
     if (step->n_rows == 0) return false;
     must(mp_forward(r->backend, r->o.model, step, 0, r->o.model->hp.n_layers, &err), &err);
@@ -119,6 +121,10 @@ bool rig_step(rig *r) {
     }
     if (r->fault.broken) {
         fprintf(stderr, "rig: broken invariant: %s\n", r->fault.what);
+        abort();
+    }
+    if (mp_mem_count() != allocations) {
+        fprintf(stderr, "rig: a step allocates\n");
         abort();
     }
     r->steps++;

@@ -45,7 +45,7 @@ typedef struct rig {
 rig *rig_open(const rig_options *options);
 void rig_close(rig *r);
 mepic_status rig_submit(rig *r, rig_request *q, mepic_error *err);
-bool rig_step(rig *r); /* false: nothing to do */
+bool rig_step(rig *r); /* false: nothing to do; a step that allocates fails the test */
 void rig_drain(rig *r);
 /* Submits, drains, checks that it ended. */
 void rig_run(rig *r, rig_request *q);
