@@ -6,6 +6,8 @@
 #include <cmocka.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -406,28 +408,29 @@ enum { BESIDE = 8 }; /* as many requests as run together */
 typedef struct beside {
     mepic_engine *engine;
     const result *replies; /* [BESIDE] */
+    atomic_bool running, stop;
     bool ok;
 } beside;
 
-/* All that mepic.h allows of any thread. */
+/* All that mepic.h allows of any thread, until it is told to stop. */
 static void *use_beside_steps(void *arg) {
     beside *b = arg;
+    const mepic_segment segment = text_of(question);
+    const mepic_prompt prompt = { .size = sizeof prompt, .segments = &segment, .n_segments = 1 };
     b->ok = true;
-    for (int i = 0; i < 4 * BESIDE; i++) {
-        const mepic_segment segment = text_of(question);
-        const mepic_prompt prompt = { .size = sizeof prompt, .segments = &segment, .n_segments = 1 };
+    for (uint32_t i = 0; b->ok && !atomic_load(&b->stop); i++) {
         mepic_prepared *prepared;
         mepic_model_info info;
         int32_t ids[64];
         char bytes[128];
         size_t n, len;
-        b->ok = b->ok && mepic_prepare(b->engine, &prompt, &prepared, NULL) == MEPIC_OK;
-        if (!b->ok) return NULL;
-        mepic_prepared_free(prepared);
-        b->ok = mepic_tokenize(b->engine, question, strlen(question), false, ids, 64, &n, NULL) == MEPIC_OK &&
+        b->ok = mepic_prepare(b->engine, &prompt, &prepared, NULL) == MEPIC_OK;
+        if (b->ok) mepic_prepared_free(prepared);
+        b->ok = b->ok && mepic_tokenize(b->engine, question, strlen(question), false, ids, 64, &n, NULL) == MEPIC_OK &&
                 mepic_detokenize(b->engine, ids, n, bytes, sizeof bytes, &len, NULL) == MEPIC_OK;
         mepic_model_info_read(b->engine, &info);
-        if (i % 2) mepic_cancel(b->engine, b->replies[i % BESIDE].id);
+        if (i % BESIDE % 2) mepic_cancel(b->engine, b->replies[i % BESIDE].id);
+        atomic_store(&b->running, true);
     }
     return NULL;
 }
@@ -441,10 +444,12 @@ static void other_threads_may_prepare_and_cancel_beside_steps(void **state) {
     const mepic_request request = { .prompt = prompt, .max_tokens = 100, .ignore_eos = true };
     static result r[BESIDE];
     for (int i = 0; i < BESIDE; i++) submit(engine, &request, &r[i]);
-    beside arg = { engine, r, false };
+    beside arg = { .engine = engine, .replies = r };
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, use_beside_steps, &arg), 0);
+    while (!atomic_load(&arg.running)) sched_yield();
     drain(engine);
+    atomic_store(&arg.stop, true);
     pthread_join(thread, NULL);
     assert_true(arg.ok);
     for (int i = 0; i < BESIDE; i++) {
