@@ -8,8 +8,8 @@ static mepic_status copy_stops(mp_stream *s, const char *const *stop, size_t n_s
     for (size_t i = 0; i < n_stop; i++) {
         size_t len = stop[i] ? strlen(stop[i]) : 0;
         if (len == 0 || len > MP_MAX_STOP_BYTES) {
-            return mp_fail(err, MEPIC_ERR_ARGUMENT, "stop[%zu] has %zu bytes; it must have from 1 to %d", i, len,
-                           MP_MAX_STOP_BYTES);
+            return mp_fail(err, MEPIC_ERR_ARGUMENT, "request.stop[%zu] has %zu bytes; it must have from 1 to %d", i,
+                           len, MP_MAX_STOP_BYTES);
         }
         if (len > *longest) *longest = len;
         total += len;
@@ -29,9 +29,9 @@ static mepic_status copy_stops(mp_stream *s, const char *const *stop, size_t n_s
 mepic_status mp_stream_open(mp_stream *s, const mp_tokenizer *tokenizer, size_t max_token_bytes,
                             const char *const *stop, size_t n_stop, mepic_error *err) {
     if (n_stop > MP_MAX_STOPS) {
-        return mp_fail(err, MEPIC_ERR_ARGUMENT, "n_stop is %zu; at most %d stop strings", n_stop, MP_MAX_STOPS);
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "request.n_stop is %zu; at most %d stop strings", n_stop, MP_MAX_STOPS);
     }
-    if (n_stop > 0 && !stop) return mp_fail(err, MEPIC_ERR_ARGUMENT, "n_stop is %zu but stop is NULL", n_stop);
+    if (n_stop > 0 && !stop) return mp_fail(err, MEPIC_ERR_ARGUMENT, "request.n_stop is %zu but stop is NULL", n_stop);
     mp_stream stream = { .tokenizer = tokenizer };
     size_t longest = 0;
     mepic_status st = copy_stops(&stream, stop, n_stop, &longest, err);
