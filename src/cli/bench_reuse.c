@@ -407,7 +407,7 @@ int mp_bench_reuse(int argc, char **argv) {
                       .seed = 1 };
     const mp_option options[] = {
         MP_TEXT(0, "data", &f.data, "FILE",
-                "questions in SQuAD's JSON layout (default: xquad.en.json in data or here)"),
+                "questions in SQuAD's JSON layout (default: xquad.en.json in ../shared/data, data or here)"),
         MP_COUNT(0, "requests", &f.requests, 1, 1u << 16, "N", "requests a phase (default 16)"),
         MP_COUNT(0, "concurrency", &f.concurrency, 1, 4096, "N", "requests in flight (default 1)"),
         MP_COUNT(0, "paragraphs", &f.paragraphs, 1, PARAGRAPHS_MAX, "N", "paragraphs a request (default 8)"),

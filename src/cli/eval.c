@@ -348,7 +348,7 @@ int mp_cli_eval(int argc, char **argv) {
     const mp_option options[] = {
         MP_TEXT('o', "out", &f.out, "FILE", "results, one line a question and configuration; continued if it is there"),
         MP_TEXT(0, "data", &f.data, "FILE",
-                "questions in SQuAD's JSON layout (default: xquad.en.json in data or here)"),
+                "questions in SQuAD's JSON layout (default: xquad.en.json in ../shared/data, data or here)"),
         MP_COUNT(0, "questions", &f.questions, 1, 1u << 20, "N", "how many (default 400)"),
         MP_COUNT(0, "distractors", &f.distractors, 0, DISTRACTORS_MAX, "N",
                  "other paragraphs beside the right one (default 7)"),
