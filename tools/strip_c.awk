@@ -1,4 +1,4 @@
-# C without comments and without what stands in quotes, one line a line, as FILE <tab> LINE <tab> CODE. For the check_*.sh
+# C without comments and without what stands in quotes, line by line, as FILE <tab> LINE <tab> CODE. For the check_*.sh
 # scripts: a word in a comment or a string is not a use of it. POSIX awk.
 FNR == 1 { in_comment = 0 }
 {

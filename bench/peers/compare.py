@@ -50,8 +50,9 @@ def run_mepic(model, measure, threads):
     what, context, tokens = MEASURES[measure]
     with tempfile.TemporaryDirectory() as directory:
         table = os.path.join(directory, "table.csv")
-        command = [os.path.join(ROOT, "build", "release", "mepic"), "bench", what, "-m", model, "--threads", str(threads),
-                   "--repeats", "3", "--quiet", "--csv", table]
+        program = os.path.join(ROOT, "build", "release", "mepic")
+        command = [program, "bench", what, "-m", model, "--threads", str(threads), "--repeats", "3", "--quiet",
+                   "--csv", table]
         if what == "decode":
             command += ["--contexts", str(context), "--batches", "1", "--tokens", str(tokens)]
         else:
@@ -93,11 +94,11 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5, help="pairs of runs for each measure (default 5)")
     parser.add_argument("--only", choices=MEASURES, help="one measure")
-    parser.add_argument("--venv", default=os.path.join(ROOT, "build", "peer"), help="environment with llama-cpp-python")
+    parser.add_argument("--venv", default=os.path.join(ROOT, "build", "peer"), help="one with llama-cpp-python")
     parser.add_argument("--csv", help="write the table there as well")
     args = parser.parse_args()
     python = venv_python(args.venv)
-    print(f"# {os.path.basename(args.model)}, {args.threads} threads, {args.rounds} rounds, llama-cpp-python {VERSION}, "
+    print(f"# {os.path.basename(args.model)}, {args.threads} threads, {args.rounds} rounds, llama.cpp of {VERSION}, "
           f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.1f}")
     rows = []
     for measure in [args.only] if args.only else MEASURES:

@@ -290,6 +290,7 @@ mepic_status mp_options_parse(const mp_option_group *groups, size_t n_groups, in
         const char *value = NULL;
         mepic_status status = find_option(groups, n_groups, argv[i], &option, &value, err);
         if (status != MEPIC_OK) return status;
+        // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): found, since the status is OK
         if (option->kind == MP_OPTION_FLAG) {
             if (value) return mp_fail(err, MEPIC_ERR_ARGUMENT, "--%s takes no value", option->name);
         } else if (!value) {

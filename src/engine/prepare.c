@@ -88,6 +88,7 @@ static mepic_status push_span(mepic_prepared *p, mepic_segment_kind kind, bool n
         p->spans = grown;
         p->cap_spans = cap;
     }
+    // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): there is room: cap_spans > n_spans
     p->spans[p->n_spans++] = (mp_span){ .kind = kind, .first = (uint32_t)first, .n = n, .no_cache = no_cache };
     return MEPIC_OK;
 }

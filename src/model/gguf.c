@@ -543,6 +543,7 @@ static bool is_signed(mp_gguf_type type) {
 static uint64_t integer(const entry *e) {
     size_t n = kinds[e->type].bytes;
     uint64_t v = load(e->value, n);
+    // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): n > 0
     if (is_signed(e->type) && n < 8 && v >> (8 * n - 1)) v |= ~(uint64_t)0 << 8 * n;
     return v;
 }

@@ -63,6 +63,7 @@ void mp_job_add_waiter(mp_job *job, mp_request_chunk *waiter) {
 
 static void unlink_waiter(mp_request_chunk *waiter) {
     mp_job *job = waiter->waits;
+    // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): it waits for this job
     *(waiter->prev ? &waiter->prev->next : &job->waiters) = waiter->next;
     if (waiter->next) waiter->next->prev = waiter->prev;
     waiter->waits = NULL;

@@ -173,6 +173,7 @@ static void write_block(mp_panel_type type, const block *in, uint32_t lane, uint
     uint8_t *scales = codes + code_bytes;
     write_codes(code_bytes, in->codes, lane, codes);
     if (mp_panel_super_bytes(type) > 0) {
+        // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): of a type with scales of a block
         scales[lane] = in->scale;
         scales[MP_STRIP_LANES + lane] = in->min;
         if (!super) return;
