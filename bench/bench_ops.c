@@ -214,7 +214,7 @@ static bool trial_open(bench *b, trial *t, const shape *s, uint32_t rows) {
     if (rows >= MANY_ROWS) {
         uint32_t n_out = (uint32_t)(SAMPLE_MACS / s->n_in / rows) / 64 * 64;
         if (t->n_out > n_out) t->n_out = n_out;
-        if (t->n_out < 64) t->n_out = 64;
+        if (t->n_out < 256) t->n_out = 256; /* fewer would measure the quantization of the rows */
     }
     size_t bytes = (size_t)t->n_out * s->n_in / info->len * info->bytes;
     uint32_t copies = rows >= MANY_ROWS ? 1 : (uint32_t)(SPAN / bytes) + 1;
