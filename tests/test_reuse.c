@@ -217,7 +217,7 @@ static uint64_t run_batch(rig_request *q, uint32_t n, const uint32_t *order, uin
 static void alone_equals_batch_in_any_order_preempted_or_not(void **state) {
     (void)state;
     rng r = rng_open(15);
-    uint32_t n = real ? 6 : BATCH, n_reply = real ? 8 : 40;
+    uint32_t n = BATCH, n_reply = real ? 8 : 40;
     rig_request q[BATCH];
     uint64_t want[BATCH];
     uint32_t order[BATCH];
@@ -238,7 +238,7 @@ static void alone_equals_batch_in_any_order_preempted_or_not(void **state) {
     run_batch(q, n, order, 4096, MEPIC_EVICT_S3FIFO, want);
     for (int k = MEPIC_EVICT_S3FIFO; k <= MEPIC_EVICT_LRU; k++) {
         /* room for a few at a time: evicts, preempts */
-        uint64_t preemptions = run_batch(q, n, order, real ? 64 : 130, (mepic_eviction)k, want);
+        uint64_t preemptions = run_batch(q, n, order, real ? 80 : 130, (mepic_eviction)k, want);
         if (!real) assert_true(preemptions > 0);
     }
     for (uint32_t i = 0; i < n; i++) request_free(&q[i]);
@@ -269,7 +269,7 @@ static void shared_pages_are_written_once(void **state) {
     mp_page first[16], now[16];
     uint64_t versions[16], bytes = 0;
     uint32_t n_pages = (library_n[0] + 15) / 16;
-    for (int i = 0; i < (real ? 6 : 100); i++) {
+    for (int i = 0; i < 100; i++) {
         prompt p = { 0 };
         add_text(&p, &r, 1 + rng_below(&r, 60));
         if (rng_below(&r, 2)) add_chunk(&p, 1 + rng_below(&r, N_LIBRARY - 1));
@@ -301,7 +301,7 @@ static void a_crafted_first_comer_changes_no_published_byte(void **state) {
     rig_options o = usual();
     rig *e = rig_open(&o);
     uint64_t want = 0;
-    for (int i = 0; i < (real ? 8 : 200); i++) {
+    for (int i = 0; i < 200; i++) {
         mp_scheduler_clear(e->scheduler);
         prompt p = { 0 };
         add_text(&p, &r, 1 + rng_below(&r, 60));
