@@ -1,4 +1,4 @@
-/* A twin of KV contents: what a slot must hold, computed from the definitions (DESIGN sections 1 to 5) with explicit
+/* A twin of KV contents: what a slot must hold, computed from the definitions (docs/ARCHITECTURE.md) with explicit
  * positions and no pages, plan, keys or caches.
  *
  * The contents of a slot are one 64-bit number in place of K and V: a hash of the token, the angle it is stored at, and,
