@@ -1,8 +1,8 @@
 /* The table behind which a backend stands: CPU now, CUDA next.
  *
- * A backend owns the packed weights, the page slab and the activations; forward (infer/forward.c) calls its operations in
- * order, layer by layer. Nothing outside backend/ knows which one is in use. One thread, the stepping thread; a backend
- * may have worker threads of its own. After open nothing is allocated.
+ * A backend owns the packed weights, the page slab and the activations; forward (infer/forward.c) calls its operations
+ * in order, layer by layer. Nothing outside backend/ knows which one is in use. One thread, the stepping thread; a
+ * backend may have worker threads of its own. After open nothing is allocated.
  *
  * Numbers. A row's result depends on that row's inputs and on the pages it sees, never on the other rows of the step,
  * the number of threads or how the work was split (docs/ARCHITECTURE.md, "Same bits"). K and V are read from pages

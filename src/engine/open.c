@@ -1,4 +1,4 @@
-/* Open and close. Open acquires in the order of the ladder below; close, also after a failed open, releases backwards. */
+/* Open and close. Open acquires in the order of the ladder below; close, also after a failed open, goes backwards. */
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -158,7 +158,7 @@ static mepic_status open_backend(mepic_engine *e, mepic_error *err) {
     return MEPIC_OK;
 }
 
-/* What a cached page of some tokens depends on besides them. The digest of the weights' file covers its hyper-parameters. */
+/* What a cached page of some tokens depends on besides them. The file's digest covers its hyper-parameters. */
 static mepic_status model_digest(mepic_engine *e, mp_digest *out, mepic_error *err) {
     mp_digest file;
     mepic_status st = mp_model_digest(e->model, e->options.cache_dir, &e->log, &file, err);

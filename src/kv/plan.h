@@ -1,13 +1,13 @@
 /* A step's attention work: which rows read which runs, each shared cell once (docs/ARCHITECTURE.md, section 7).
  *
- * Owned by the scheduler, edited when a sequence joins, grows or leaves, read by a backend during a step. A steady decode
- * step changes only the rows and the private tails.
+ * Owned by the scheduler, edited when a sequence joins, grows or leaves, read by a backend during a step. A steady
+ * decode step changes only the rows and the private tails.
  *
  *   sequence s ── refs[0..n) in fold order: shared runs by position, then its private stream ──► cell ──► pages
- *                      each ref: base, range, page mask                       cell ──► its readers (a list through refs)
+ *                      each ref: base, range, page mask                  cell ──► its readers (a list through refs)
  *
- * Cell: MP_CELL_TOKENS consecutive tokens of a run counted from the run's start (the last one may be shorter). A full cell
- * is found by its last page, which names the whole chain before it; so a chunk read by many requests, or a common
+ * Cell: MP_CELL_TOKENS consecutive tokens of a run counted from the run's start (the last one may be shorter). A full
+ * cell is found by its last page, which names the whole chain before it; so a chunk read by many requests, or a common
  * beginning of private streams, is one cell with many readers.
  *
  * Meaning. A row of sequence s sees token i of the cell behind refs[k] when
