@@ -2,10 +2,10 @@
  *
  *   bench_ops [--threads N] [--isa NAME] [--rows N]... [--only TEXT]
  *
- * Ceilings: reading memory once through (for few rows, where weights must come from memory), and multiply-adds of 16-bit
- * integers from registers (for many rows). Each product has its own copies of the weights, more than the caches hold, and
- * passes over them in turn, as a decode step does. Neighbours on the cores disturb both sides, so samples are short (a
- * millisecond or so), ceilings and product alternate, and every figure is the best of many samples. */
+ * Ceilings: reading memory once through (for few rows, where weights must come from memory), and multiply-adds of
+ * 16-bit integers from registers (for many rows). Each product has its own copies of the weights, more than the caches
+ * hold, and passes over them in turn, as a decode step does. Neighbours on the cores disturb both sides, so samples are
+ * short (a millisecond or so), ceilings and product alternate, and every figure is the best of many samples. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

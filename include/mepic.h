@@ -75,7 +75,12 @@ typedef enum mepic_reuse {
     MEPIC_REUSE_MEPIC = 3,   /* chunks are shared at any position, beginnings as well */
 } mepic_reuse;
 
-typedef enum mepic_kv_type { MEPIC_KV_DEFAULT = 0, MEPIC_KV_F16 = 1, MEPIC_KV_BF16 = 2, MEPIC_KV_F32 = 3 } mepic_kv_type;
+typedef enum mepic_kv_type {
+    MEPIC_KV_DEFAULT = 0,
+    MEPIC_KV_F16 = 1,
+    MEPIC_KV_BF16 = 2,
+    MEPIC_KV_F32 = 3
+} mepic_kv_type;
 typedef enum mepic_eviction { MEPIC_EVICT_DEFAULT = 0, MEPIC_EVICT_S3FIFO = 1, MEPIC_EVICT_LRU = 2 } mepic_eviction;
 typedef enum mepic_log_level { MEPIC_LOG_ERROR, MEPIC_LOG_WARN, MEPIC_LOG_INFO, MEPIC_LOG_DEBUG } mepic_log_level;
 
@@ -99,7 +104,7 @@ typedef struct mepic_engine_options {
     mepic_reuse reuse;             /* default policy of a request */
     uint32_t link_tokens;          /* tokens recomputed at the head of every chunk; 0 = 16, see MEPIC_LINK_* */
     mepic_eviction eviction;       /* default S3-FIFO */
-    const char *canonical_context; /* file with the text chunks are computed after; NULL = the built-in one, "" = none */
+    const char *canonical_context; /* file with the text chunks are computed after; NULL = built-in, "" = none */
     const char *cache_dir;         /* where the canonical context's KV is kept over restarts; NULL = nowhere */
     const char *isa;               /* "avx512", "avx2", "portable"; NULL = the best this machine has */
     bool hash_logits;              /* fill mepic_done.logits_hash (costs one pass over each row of logits) */
@@ -129,12 +134,12 @@ void mepic_model_info_read(const mepic_engine *engine, mepic_model_info *out);
 
 /* ---- Tokens ------------------------------------------------------------------------------------------------------ */
 
-/* Token ids of `text`. Writes at most `cap` ids to `out`; `*n` receives the full count (so a first call may have cap 0).
- * parse_special: text such as "<|im_end|>" becomes the special token. Any bytes are tokenized. ERR_ARGUMENT (text is NULL
- * and len is not 0), ERR_NOMEM. */
+/* Token ids of `text`. Writes at most `cap` ids to `out`; `*n` receives the full count (so a first call may have cap
+ * 0). parse_special: text such as "<|im_end|>" becomes the special token. Any bytes are tokenized. ERR_ARGUMENT (text
+ * is NULL and len is not 0), ERR_NOMEM. */
 mepic_status mepic_tokenize(const mepic_engine *engine, const char *text, size_t len, bool parse_special, int32_t *out,
                             size_t cap, size_t *n, mepic_error *err);
-/* The bytes of token ids. Writes at most `cap` bytes, `*n` receives the full count. ERR_ARGUMENT for an id out of range. */
+/* The bytes of token ids. Writes at most `cap` bytes, `*n` receives the full count. ERR_ARGUMENT: id out of range. */
 mepic_status mepic_detokenize(const mepic_engine *engine, const int32_t *ids, size_t n_ids, char *out, size_t cap,
                               size_t *n, mepic_error *err);
 
@@ -172,9 +177,9 @@ typedef struct mepic_prompt {
 
 typedef struct mepic_prepared mepic_prepared; /* immutable; may be submitted many times */
 
-/* Renders and tokenizes; keeps nothing of `prompt`. Any thread. ERR_ARGUMENT (empty prompt, unknown role, a token that is
- * not in the vocabulary), ERR_UNSUPPORTED (messages for a model without a known chat template), ERR_TOO_LONG (more than
- * INT32_MAX tokens; the context is checked by mepic_submit), ERR_NOMEM. */
+/* Renders and tokenizes; keeps nothing of `prompt`. Any thread. ERR_ARGUMENT (empty prompt, unknown role, a token that
+ * is not in the vocabulary), ERR_UNSUPPORTED (messages for a model without a known chat template), ERR_TOO_LONG (more
+ * than INT32_MAX tokens; the context is checked by mepic_submit), ERR_NOMEM. */
 mepic_status mepic_prepare(const mepic_engine *engine, const mepic_prompt *prompt, mepic_prepared **out,
                            mepic_error *err);
 /* NULL is a no-op. Requests that were submitted with it go on. */
@@ -233,8 +238,8 @@ void mepic_cancel(mepic_engine *engine, mepic_request_id id);
 
 /* True while a request is queued or running, or an event waits. A broken engine is busy with events only. */
 bool mepic_busy(const mepic_engine *engine);
-/* Computes one batch. ERR_BUSY: events of the last step were not polled yet, nothing was done. ERR_BROKEN: the engine is
- * poisoned, every later call says so, close works. */
+/* Computes one batch. ERR_BUSY: events of the last step were not polled yet, nothing was done. ERR_BROKEN: the engine
+ * is poisoned, every later call says so, close works. */
 mepic_status mepic_step(mepic_engine *engine, mepic_error *err);
 
 typedef enum mepic_finish {

@@ -25,7 +25,7 @@ static float rnd_float(void) { /* -1.7 .. 1.7, variance 1 */
     return ((float)rnd(1u << 24) / (float)(1u << 23) - 1.0f) * 1.7320508f;
 }
 
-/* ---- A world: pages with random K and V, sequences with positions and queries, a plan over them ------------------- */
+/* ---- A world: pages with random K and V, sequences with positions and queries, a plan over them ------------------ */
 
 typedef struct world {
     mp_hparams hp;
@@ -242,7 +242,7 @@ static float *attend(const world *w, const mp_cpu_kernels *kernels, uint32_t n_t
     return out;
 }
 
-/* ---- The definition, in double ------------------------------------------------------------------------------------ */
+/* ---- The definition, in double ----------------------------------------------------------------------------------- */
 
 static bool sees(const world *w, const mp_cell_ref *ref, const mp_row *row, uint32_t i) {
     if (i >= w->plan.cells[ref->cell].n_tokens || i < ref->lo || i >= ref->hi) return false;

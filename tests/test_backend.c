@@ -27,7 +27,7 @@ static float rnd_float(void) { /* -1 .. 1 */
     return (float)rnd(1u << 24) / (float)(1u << 23) - 1.0f;
 }
 
-/* ---- A model, a backend on it, and one sequence whose stream lies in pages 3, 4, 5, ... ---------------------------- */
+/* ---- A model, a backend on it, and one sequence whose stream lies in pages 3, 4, 5, ... -------------------------- */
 
 typedef struct fixture {
     void *bytes;
@@ -142,7 +142,7 @@ static void check_close(double is, double should, double bound, const char *what
     if (!(fabs(is - should) <= bound)) fail_msg("%s [%zu]: %.9g instead of %.9g", what, i, is, should);
 }
 
-/* ---- The operations ----------------------------------------------------------------------------------------------- */
+/* ---- The operations ---------------------------------------------------------------------------------------------- */
 
 static const float *vector(const mp_tensor *t) {
     return t->data;
@@ -273,7 +273,7 @@ static void check_logits(fixture *f) {
     mp_free(h);
 }
 
-/* ---- Store and attend ---------------------------------------------------------------------------------------------- */
+/* ---- Store and attend -------------------------------------------------------------------------------------------- */
 
 /* One head as the model defines it: bias, then norm, then for keys the rotation by the row's position. */
 static void head_slow(const fixture *f, const float *x, const mp_tensor *bias, const mp_tensor *norm, uint32_t head,

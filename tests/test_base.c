@@ -98,8 +98,8 @@ static void a_loop_runs_every_item_once(void **state) {
     }
 }
 
-/* Items write plain memory, the caller reads and overwrites it between loops: a missing order shows under TSan. The work
- * of an item and the gaps between loops differ, so that workers and caller wait in all ways: spinning, asleep, not at all. */
+/* Items write plain memory, the caller reads and overwrites it between loops: a missing order shows under TSan. The
+ * work of an item and the gaps between loops differ, so that all ways to wait occur: spinning, asleep, not at all. */
 typedef struct sums {
     uint32_t n, busy_ns;
     uint64_t in[64], out[64];

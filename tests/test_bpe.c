@@ -99,7 +99,7 @@ static void expect_ids(const mp_tokenizer *tokenizer, const char *text, size_t l
 
 /* ---- Byte-level BPE ---------------------------------------------------------------------------------------------- */
 
-/* All bytes and up to n merges of random tokens over a few letters, so that pairs overlap and ranks are out of order. */
+/* All bytes and up to n merges of random tokens over a few letters, so that pairs overlap, ranks out of order. */
 static void random_bpe(rng *random, uint32_t n, vocab_file *file, slow_vocab *v) {
     static const char letters[] = { 'a', 'b', 'c', '\xc3', '\xa9' };
     vocab_begin(file, "gpt2", "gpt-2");

@@ -305,7 +305,7 @@ static void megabytes_are_refused_with_the_numbers(void **state) {
     free(bytes);
 }
 
-/* Documents hold any bytes (json_has_everything asks about one); a prompt is text, where what is no UTF-8 is replaced. */
+/* Documents hold any bytes (json_has_everything asks about one); in a prompt what is no UTF-8 is replaced. */
 static void odd_bytes_are_text_or_refused(void **state) {
     (void)state;
     const char *model = tiny_model_path();

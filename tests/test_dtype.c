@@ -197,8 +197,8 @@ static float normal(void) {
     return sum;
 }
 
-/* Root mean square error on a Gaussian, relative to its deviation. A uniform step s gives s / sqrt(12); a block of 32 spans
- * about 2 x 2.07 deviations, the extreme of 16 or 32 values takes 2^(bits - 1) steps. */
+/* Root mean square error on a Gaussian, relative to its deviation. A uniform step s gives s / sqrt(12); a block of 32
+ * spans about 2 x 2.07 deviations, the extreme of 16 or 32 values takes 2^(bits - 1) steps. */
 static void encoders_lose_what_their_step_says(void **state) {
     (void)state;
     static const float bound[N_TYPES] = {

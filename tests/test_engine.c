@@ -282,7 +282,7 @@ static void see(void *user, uint32_t position, const float *logits, uint32_t n_v
     for (uint32_t i = 0; i < n_vocab; i++) s->best = logits[i] > s->best ? logits[i] : s->best;
 }
 
-/* A chunk's head is there twice, in its page and linked: in a pool as small as the context the reply is a page shorter. */
+/* A chunk's head is there twice, in its page and linked: in a pool as small as the context the reply is shorter. */
 static void a_reply_ends_where_the_pool_does(void **state) {
     (void)state;
     mepic_engine_options options = tiny_options();

@@ -1,4 +1,4 @@
-/* backend/cpu/matmul.h on every instruction set of this machine, against sums in double over the dequantized weights. */
+/* backend/cpu/matmul.h on every instruction set of this machine, against sums in double over dequantized weights. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* The engine against the oracle: random prompts of 1 to 12 chunks in any order, any link_tokens, repeated and edited
- * chunks, chunk first, chunk last, page masks; on tiny models of every architecture, and on SmolLM2 with fewer and shorter
- * prompts. Arguments: a seed; "model" for SmolLM2. */
+ * chunks, chunk first, chunk last, page masks; on tiny models of every architecture, and on SmolLM2 with fewer and
+ * shorter prompts. Arguments: a seed; "model" for SmolLM2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -178,8 +178,8 @@ static void evaluate(const world *w, const prompt *p, truth *t) {
     oracle_compute(w->oracle, tokens, positions, n, keys, n_keys, &t->kv);
 }
 
-/* The largest distance of any computed row's logits from the oracle's, relative to the spread of the oracle's. Of a large
- * vocabulary every 31st row is looked at, and the last. */
+/* The largest distance of any computed row's logits from the oracle's, relative to the spread of the oracle's. Of a
+ * large vocabulary every 31st row is looked at, and the last. */
 static double compare(const world *w, const prompt *p, const rig_request *q, const truth *t) {
     uint32_t n_vocab = w->model->hp.n_vocab;
     double *want = malloc(n_vocab * sizeof *want), worst = 0;

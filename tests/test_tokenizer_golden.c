@@ -117,7 +117,7 @@ static void ids_are_the_references(void **state) {
     unload(&l);
 }
 
-/* Renders one golden conversation; fills `text` with the pieces' text and `ids` with the ids of each piece on its own. */
+/* Renders one golden conversation; fills `text` with the pieces' text and `ids` with the ids of each piece alone. */
 static void render(const loaded *l, const json_t *messages, bool generate, mp_buf *text, mp_tokens *ids) {
     mepic_message turns[16];
     mepic_segment parts[16] = { 0 };

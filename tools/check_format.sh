@@ -19,7 +19,7 @@ function bad(why) { print FILENAME ":" FNR ": " why; failed = 1 }
 FILENAME !~ /\.(md|json|sh)$/ {
     line = $0
     gsub(/[\200-\277]/, "", line) # count characters, not bytes
-    if (length(line) > 130) bad(length(line) " characters (limit 130; 120 is the rule)")
+    if (length(line) > 120) bad(length(line) " characters (limit 120)")
 }
 END { exit failed }' $texts || failed=1
 

@@ -14,9 +14,9 @@ typedef enum mp_synth_role {
 } mp_synth_role;
 
 typedef struct mp_synth_spec {
-    /* Everything but pairs, qkv_bias and qk_norm, which follow from arch. With LLAMA3, factor and original_ctx are those
-     * of Llama 3.1's rule (low and high frequency factors 1 and 4). n_vocab: at least that many tokens with the built-in
-     * vocabulary, which is padded with unused ones; ignored with a donor. */
+    /* Everything but pairs, qkv_bias and qk_norm, which follow from arch. With LLAMA3, factor and original_ctx are
+     * those of Llama 3.1's rule (low and high frequency factors 1 and 4). n_vocab: at least that many tokens with the
+     * built-in vocabulary, which is padded with unused ones; ignored with a donor. */
     mp_hparams hp;
     mp_dtype types[MP_SYNTH_N_ROLES]; /* norms and biases are F32 */
     bool tied;                        /* no output matrix of its own */

@@ -101,7 +101,8 @@ def main():
     print(f"# {os.path.basename(args.model)}, {args.threads} threads, {args.rounds} rounds, llama.cpp of {VERSION}, "
           f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.1f}")
     if os.getloadavg()[0] > 0.5:
-        print("# other work runs on this machine; llama.cpp's threads wait by spinning and suffer most: not a fair figure")
+        print("# other work runs on this machine; llama.cpp's threads wait by spinning and suffer most: not a fair "
+              "figure")
     rows = []
     for measure in [args.only] if args.only else MEASURES:
         row = compare(python, args, measure)

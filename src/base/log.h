@@ -10,7 +10,8 @@ typedef struct mp_log {
     void *user;
 } mp_log;
 
-void mp_log_write(const mp_log *log, mepic_log_level level, const char *format, ...) MP_PRINTF(3, 4); /* log may be NULL */
+/* log may be NULL */
+void mp_log_write(const mp_log *log, mepic_log_level level, const char *format, ...) MP_PRINTF(3, 4);
 void mp_log_progress(const mp_log *log, const char *what, uint64_t done, uint64_t total);
 
 #endif

@@ -1,7 +1,7 @@
 /* Status and error text for everything inside.
  *
- * Fallible functions return mepic_status, or bool with true = success when there is one way to fail. The message goes to
- * a caller-owned mepic_error that is passed down and may be NULL. Any thread. */
+ * Fallible functions return mepic_status, or bool with true = success when there is one way to fail. The message goes
+ * to a caller-owned mepic_error that is passed down and may be NULL. Any thread. */
 #ifndef MEPIC_BASE_STATUS_H
 #define MEPIC_BASE_STATUS_H
 
@@ -31,7 +31,8 @@ typedef struct mp_fault {
     bool broken;
     char what[160];
 } mp_fault;
-/* Returns `ok`; on false records the fault (first one only). Use as: if (!mp_invariant(f, x < n, "page in range")) return; */
+/* Returns `ok`; on false records the fault (first one only). Use as:
+ *     if (!mp_invariant(f, x < n, "page in range")) return; */
 bool mp_invariant(mp_fault *fault, bool ok, const char *what);
 #ifdef __clang_analyzer__
 #define mp_invariant(fault, ok, what) (mp_invariant(fault, ok, what) && (ok))

@@ -6,15 +6,15 @@
 
 #include "base/mem.h"
 
-/* How long somebody spins before he sleeps: a worker without items, and the caller whose last items others hold. Some 20
- * to 80 microseconds, by processor: longer than the gap between two loops of a step, and much shorter than a time slice, so
- * that a thread which waits for one that the system took away gives up its processor to it. */
+/* How long somebody spins before he sleeps: a worker without items, and the caller whose last items others hold. Some
+ * 20 to 80 microseconds, by processor: longer than the gap between two loops of a step, and much shorter than a time
+ * slice, so that a thread which waits for one that the system took away gives up its processor to it. */
 enum { SPIN_ROUNDS = 2000 };
 
-/* A thread's share of the items, less what was taken: end << 32 | begin. The first is taken next, by its owner or by who has
- * none left, so that everybody walks upwards through neighbours, which is what memory likes. A word that is not empty
- * belongs to the current loop, since a loop ends when all its items are done: who takes from it by compare-and-swap,
- * however late, has a valid item, and nobody but the caller ever fills a word, so none is lost. */
+/* A thread's share of the items, less what was taken: end << 32 | begin. The first is taken next, by its owner or by
+ * who has none left, so that everybody walks upwards through neighbours, which is what memory likes. A word that is not
+ * empty belongs to the current loop, since a loop ends when all its items are done: who takes from it by
+ * compare-and-swap, however late, has a valid item, and nobody but the caller ever fills a word, so none is lost. */
 struct range {
     _Alignas(64) _Atomic uint64_t items;
 };

@@ -1,10 +1,10 @@
 /* A pool of threads for data-parallel loops inside a step.
  *
  * The caller is one of the threads. Each thread starts with its share of the items, neighbours in order, and then takes
- * from others' shares. A loop ends when its items are done: a worker that the system has taken away delays the loop only if
- * it holds an item, and is not waited for otherwise. Whoever waits spins for some microseconds, then sleeps, so a busy
- * neighbour on the processors costs little more than its share. The pool belongs to one caller at a time. Nothing is
- * allocated after open. */
+ * from others' shares. A loop ends when its items are done: a worker that the system has taken away delays the loop
+ * only if it holds an item, and is not waited for otherwise. Whoever waits spins for some microseconds, then sleeps, so
+ * a busy neighbour on the processors costs little more than its share. The pool belongs to one caller at a time.
+ * Nothing is allocated after open. */
 #ifndef MEPIC_BASE_THREAD_H
 #define MEPIC_BASE_THREAD_H
 

@@ -1,5 +1,5 @@
-/* The order of eviction, over cached pages that nobody references. A page leaves the queues while it is held and comes back
- * when it is released. Two orders behind one table:
+/* The order of eviction, over cached pages that nobody references. A page leaves the queues while it is held and comes
+ * back when it is released. Two orders behind one table:
  *
  *   S3-FIFO (Yang et al., SOSP 2023)
  *        first release ──► small ──────────────► gone, its key goes to the ghost list

@@ -1,11 +1,12 @@
-/* The page index: which page holds what. One hash table over both caches (cache/key.h), and the trees that chains of pages
- * with common beginnings form:
+/* The page index: which page holds what. One hash table over both caches (cache/key.h), and the trees that chains of
+ * pages with common beginnings form:
  *
- *     root ── p ── p ── p ■          chunk "report, version 1"      ■ terminal: a chunk ends here, this key is its identity
+ *     root ── p ── p ── p ■          chunk "report, version 1"
  *                  └── p ── p ■      chunk "report, version 2": the pages before the edit are the same pages
+ *     ■ terminal: a chunk ends here, this key is its identity
  *
- * A node describes one cached page and has its number, so the table is as large as the pool and nothing is allocated after
- * open. A lookup compares key, kind, parent and elements: even a collision of keys cannot serve a wrong page.
+ * A node describes one cached page and has its number, so the table is as large as the pool and nothing is allocated
+ * after open. A lookup compares key, kind, parent and elements: even a collision of keys cannot serve a wrong page.
  * The kv manager is the only writer. One thread; O(1) an operation. */
 #ifndef MEPIC_CACHE_INDEX_H
 #define MEPIC_CACHE_INDEX_H

@@ -1,11 +1,11 @@
-/* Keys: the names of cached pages. A key is SHA-256 over the key before it and what the page holds, so it names the whole
- * chain up to the page; the first page's is chained to a root, which says for whom and under which rules it was computed.
+/* Keys: the names of cached pages. A key is SHA-256 over the key before it and what the page holds, so it names the
+ * whole chain up to the page; the first page's is chained to a root, which says for whom it was computed and how.
  *
  *     canonical root (format, model, scope, canonical context) ── page 0 ── page 1 ── ...      a chunk
  *     prefix root    (format, model, scope, policy)            ── page 0 ── page 1 ── ...      a private stream
  *
- * A page holds tokens and, in a private stream, references to chunks that stand between them. The scope is in the root, so
- * nothing found by key can be another tenant's. All fields are fixed-width, little-endian: a key is the same everywhere. */
+ * A page holds tokens and, in a private stream, references to chunks that stand between them. The scope is in the root:
+ * nothing found by key is another tenant's. Fields are fixed-width, little-endian: a key is the same everywhere. */
 #ifndef MEPIC_CACHE_KEY_H
 #define MEPIC_CACHE_KEY_H
 

@@ -1,14 +1,14 @@
-/* The KV manager: one pool for the prefix cache and the chunk cache. It ties three tables together, each indexed by page:
+/* The KV manager: one pool for the prefix cache and the chunk cache. It ties three tables together, all by page:
  *
  *      kv/pool       who references a page                    cached and unreferenced  ⇔  in an eviction queue
  *      cache/index   what a cached page holds                 cached                   ⇔  has a node
  *      cache/evict   in which order unreferenced ones leave
  *
- * Whoever references a page references all pages before it in its chain. So what follows an unreferenced page is unreferenced
- * too, and every evictable page can really be had: `mp_kv_room` is exact, and admission may trust it.
+ * Whoever references a page references all pages before it in its chain. So what follows an unreferenced page is
+ * unreferenced too, and every evictable page can really be had: `mp_kv_room` is exact, and admission may trust it.
  *
- * What leaves: a page of a chunk takes everything behind it along, tail first, and the pages before it that no other chunk
- * needs, since a chunk with a hole is of no use; of a prefix chain only its last page goes. One thread. */
+ * What leaves: a page of a chunk takes everything behind it along, tail first, and the pages before it that no other
+ * chunk needs, since a chunk with a hole is of no use; of a prefix chain only its last page goes. One thread. */
 #ifndef MEPIC_CACHE_KV_MANAGER_H
 #define MEPIC_CACHE_KV_MANAGER_H
 

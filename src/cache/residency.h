@@ -1,8 +1,8 @@
-/* Residency: where a chunk is. Its canonical pages are in the pool, all or the first few of them; or a job is making them;
- * or they are nowhere. Chunks under way are kept here by identity, so that equal needs share one job.
+/* Residency: where a chunk is. Its canonical pages are in the pool, all or the first few of them; or a job is making
+ * them; or they are nowhere. Chunks under way are kept here by identity, so that equal needs share one job.
  *
- * mp_chunk is content: tokens and the keys of their pages. Its owner (a job) is asked for by whoever finds it under way.
- * One thread; a look costs one lookup a page. */
+ * mp_chunk is content: tokens and the keys of their pages. Its owner (a job) is asked for by whoever finds it under
+ * way. One thread; a look costs one lookup a page. */
 #ifndef MEPIC_CACHE_RESIDENCY_H
 #define MEPIC_CACHE_RESIDENCY_H
 
@@ -30,7 +30,7 @@ void mp_residency_end(mp_residency *residency, mp_chunk *chunk);
 
 /* The page that follows `parent` as page i of the chunk; MP_NONE: not there. */
 mp_page mp_residency_page(const mp_kv *kv, const mp_chunk *chunk, uint32_t i, mp_page parent);
-/* The chunk's canonical pages that are there, from the first one on; writes and returns their number. They are not held. */
+/* The chunk's canonical pages that are there, from the first one on; returns their number. They are not held. */
 uint32_t mp_residency_pages(const mp_kv *kv, const mp_chunk *chunk, mp_page *out);
 
 #endif

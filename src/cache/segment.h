@@ -4,11 +4,11 @@
  *   position    0      5                               40     44                  61
  *   private     xxxxx    aaaa                            xxxx   bbbb          bbbbb
  *   shared               ....AAAAAAAAAAAAAAAAAAAAAAAAAA         ....BBBBBBBBBB.....
- *                        └ linked                                             └ B ends the prompt: its last page is private
+ *                        └ linked                  B ends the prompt: its last page is private ┘
  *
  * Every prompt token is private (computed in the request, in position order) or shared (read from the chunk's canonical
- * pages); positions are those of the plain prompt. A chunk that is too short, too long or not to be cached is text; of a
- * chunk that is linked as a whole nothing is shared, so it is no run. Pure function of its input; any thread. */
+ * pages); positions are those of the plain prompt. A chunk that is too short, too long or not to be cached is text; of
+ * a chunk that is linked as a whole nothing is shared, so it is no run. Pure function of its input; any thread. */
 #ifndef MEPIC_CACHE_SEGMENT_H
 #define MEPIC_CACHE_SEGMENT_H
 

@@ -1,11 +1,11 @@
 /* `mepic bench reuse`: many requests over a pool of paragraphs, the policies side by side.
  *
- * A request holds K different paragraphs out of a pool of M, drawn by a Zipf law and shuffled, and asks a question about
- * one of them. For every policy, on one engine: the cache is emptied, N requests run (phase `cold`); every paragraph of
- * the pool is put into the cache, another N requests run (phase `resident`). C of them are in flight at any time.
+ * A request holds K different paragraphs out of a pool of M, drawn by a Zipf law and shuffled, and asks a question
+ * about one of them. For every policy, on one engine: the cache is emptied, N requests run (phase `cold`); every
+ * paragraph of the pool is put into the cache, another N requests run (phase `resident`). C of them are in flight.
  *
- * Pages on paper, at the moment of the peak: the canonical pages of the different paragraphs in flight, plus the private
- * stream of every request in flight (text, linked tokens, reply so far), with a common beginning counted once. */
+ * Pages on paper, at the moment of the peak: the canonical pages of the different paragraphs in flight, plus the
+ * private stream of every request in flight (text, linked tokens, reply so far), a common beginning once. */
 #include "cli/bench.h"
 
 #include "base/clock.h"

@@ -10,8 +10,8 @@
  *   user       TEXT  "Question: " question                later turns; the documents stay at the front
  *
  * Without documents a question is the whole message. A model without a chat template gets the same texts as segments,
- * with "\nAnswer:" behind a question about documents. A chunk's bytes never depend on the conversation, so its KV serves
- * every order and every question. One thread. */
+ * with "\nAnswer:" behind a question about documents. A chunk's bytes never depend on the conversation, so its KV
+ * serves every order and every question. One thread. */
 #ifndef MEPIC_CLI_CONVERSATION_H
 #define MEPIC_CLI_CONVERSATION_H
 

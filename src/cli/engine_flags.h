@@ -35,12 +35,12 @@ typedef struct mp_session {
     char cache_dir[512];
 } mp_session;
 
-/* Opens the engine with a progress line. `adjust` may be NULL; it changes the options last. ERR_ARGUMENT without a model. */
+/* Opens the engine with a progress line. `adjust` (or NULL) changes the options last. ERR_ARGUMENT without a model. */
 mepic_status mp_session_open(mp_session *session, const mp_engine_flags *flags,
                              void (*adjust)(mepic_engine_options *options), mepic_error *err);
 void mp_session_close(mp_session *session);
 
-/* The exit status of a program whose engine could not be opened: usage for what the user gave, failure for the machine. */
+/* The exit status of a program whose engine did not open: usage for what the user gave, failure for the machine. */
 int mp_exit_status(mepic_status status);
 
 /* Opens for `command`; prints the error. False: end with *exit_status. */

@@ -3,8 +3,8 @@
  * Every question is asked over its own paragraph and distractors in a fixed random order, greedily, under each
  * configuration: `none`, and `mepic` with several numbers of linked tokens, after each canonical context. Kept per
  * (question, configuration) as one line of a CSV file: F1 against the references, the divergence of the first answer
- * token's distribution from that of `none`, whether the answer equals that of `none`. Lines that are there are not computed
- * again, so a run can be stopped and continued; the log-probabilities of `none` lie beside the file (OUT.none) for that.
+ * token's distribution from that of `none`, whether the answer equals that of `none`. Lines that are there are not
+ * computed again, so a run can be stopped and continued; for that the log-probabilities of `none` lie in OUT.none.
  *
  * The canonical context belongs to an engine, so engines are opened one after the other. */
 #include "cli/commands.h"

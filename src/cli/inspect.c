@@ -22,7 +22,7 @@ static const char usage_text[] =
 
 /* ---- Text from a file -------------------------------------------------------------------------------------------- */
 
-/* A JSON string, cut if it is very long. Control characters become '?', and so does all but ASCII if it is not UTF-8. */
+/* A JSON string, cut if it is very long. Control characters become '?', all but ASCII too if it is no UTF-8. */
 static json_t *text(mp_str s) {
     char clean[TEXT_CAP];
     size_t n = s.len < sizeof clean - 1 ? s.len : sizeof clean - 1;

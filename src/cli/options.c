@@ -36,7 +36,7 @@ static void keep_nearest(const char *given, const char *name, const char **neare
     }
 }
 
-/* A slip is at most one edit in two letters, two in five, three in longer names (swapped letters are two). Exclusive. */
+/* A slip is at most one edit in two letters, two in five, three in longer names (a swap is two). Exclusive. */
 static uint32_t slip_limit(const char *given) {
     size_t n = strlen(given);
     return n < 3 ? 2 : n < 6 ? 3 : 4;

@@ -1,9 +1,9 @@
 /* Command line options: tables, strict parsing, help.
  *
  * A command describes its options in groups, each option with the place its value goes to; parsing writes there and
- * nowhere else. `--name VALUE`, `--name=VALUE`, `-x VALUE` and `-xVALUE` are the same; the last one given wins; there are
- * no positional arguments. Every refused value is named together with what would be accepted. Values point into argv.
- * Any thread. */
+ * nowhere else. `--name VALUE`, `--name=VALUE`, `-x VALUE` and `-xVALUE` are the same; the last one given wins; there
+ * are no positional arguments. Every refused value is named together with what would be accepted. Values point into
+ * argv. Any thread. */
 #ifndef MEPIC_CLI_OPTIONS_H
 #define MEPIC_CLI_OPTIONS_H
 
@@ -63,12 +63,15 @@ typedef struct mp_option {
 
 /* Rows of a table: letter or 0, name, where the value goes, what it may be, placeholder, help. */
 #define MP_FLAG(c, n, out, h) { .letter = c, .name = n, .kind = MP_OPTION_FLAG, .to.flag = out, .help = h }
-#define MP_TEXT(c, n, out, v, h) { .letter = c, .name = n, .kind = MP_OPTION_TEXT, .to.text = out, .value = v, .help = h }
-#define MP_TEXTS(c, n, out, v, h) { .letter = c, .name = n, .kind = MP_OPTION_TEXTS, .to.texts = out, .value = v, .help = h }
+#define MP_TEXT(c, n, out, v, h) \
+    { .letter = c, .name = n, .kind = MP_OPTION_TEXT, .to.text = out, .value = v, .help = h }
+#define MP_TEXTS(c, n, out, v, h) \
+    { .letter = c, .name = n, .kind = MP_OPTION_TEXTS, .to.texts = out, .value = v, .help = h }
 #define MP_WORD(c, n, out, list, v, h) \
     { .letter = c, .name = n, .kind = MP_OPTION_WORD, .to.count = out, .words = list, .value = v, .help = h }
 #define MP_COUNT_OR(c, n, out, a, b, list, v, h) \
-    { .letter = c, .name = n, .kind = MP_OPTION_COUNT, .to.count = out, .min = a, .max = b, .words = list, .value = v, .help = h }
+    { .letter = c, .name = n, .kind = MP_OPTION_COUNT, .to.count = out, .min = a, .max = b, .words = list, .value = v, \
+      .help = h }
 #define MP_COUNT(c, n, out, a, b, v, h) MP_COUNT_OR(c, n, out, a, b, NULL, v, h)
 #define MP_COUNTS(c, n, out, a, b, v, h) \
     { .letter = c, .name = n, .kind = MP_OPTION_COUNTS, .to.counts = out, .min = a, .max = b, .value = v, .help = h }
@@ -85,8 +88,8 @@ typedef struct mp_option_group {
     size_t n;
 } mp_option_group;
 
-/* argv[0] is skipped. ERR_ARGUMENT with the sentence for the user. `*help` becomes true at -h or --help, and what follows
- * is not looked at. */
+/* argv[0] is skipped. ERR_ARGUMENT with the sentence for the user. `*help` becomes true at -h or --help, and what
+ * follows is not looked at. */
 mepic_status mp_options_parse(const mp_option_group *groups, size_t n_groups, int argc, char **argv, bool *help,
                               mepic_error *err);
 void mp_options_help(FILE *file, const mp_option_group *groups, size_t n_groups);

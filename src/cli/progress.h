@@ -1,4 +1,4 @@
-/* One line on standard error that is rewritten in place while something takes long; nothing when that is no terminal. */
+/* One line on standard error, rewritten in place while something takes long; nothing when that is no terminal. */
 #ifndef MEPIC_CLI_PROGRESS_H
 #define MEPIC_CLI_PROGRESS_H
 

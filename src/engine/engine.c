@@ -136,8 +136,8 @@ mepic_status mepic_submit(mepic_engine *e, const mepic_request *request, mepic_r
     return MEPIC_OK;
 }
 
-/* Only ever raises `cancelled`, and only up to the id that was issued last: a late cancel of an ended request cannot undo
- * or hit that of the slot's next one. */
+/* Only ever raises `cancelled`, and only up to the id that was issued last: a late cancel of an ended request cannot
+ * undo or hit that of the slot's next one. */
 void mepic_cancel(mepic_engine *e, mepic_request_id id) {
     mp_slot *slot = &e->slots[id % e->n_slots];
     if (atomic_load(&slot->issued) != id) return;

@@ -53,8 +53,8 @@ typedef struct mp_reply {
     struct mp_reply *next_ended;
 } mp_reply;
 
-/* A place for a live reply. An id is a multiple of the number of slots plus the slot, and grows: so mepic_cancel needs no
- * lock, only a maximum. */
+/* A place for a live reply. An id is a multiple of the number of slots plus the slot, and grows: so mepic_cancel needs
+ * no lock, only a maximum. */
 typedef struct mp_slot {
     mp_reply *reply; /* NULL: free; stepping thread only */
     atomic_uint_fast64_t issued, cancelled;

@@ -6,8 +6,8 @@
 
 enum { MP_DEFAULT_LINK_TOKENS = 16 };
 
-/* Copies `in` (of any known size) over a zeroed `out` and fills in defaults; strings are borrowed as in `in`. What is left
- * zero depends on the model: pages, context. ERR_ARGUMENT. */
+/* Copies `in` (of any known size) over a zeroed `out` and fills in defaults; strings are borrowed as in `in`. What is
+ * left zero depends on the model: pages, context. ERR_ARGUMENT. */
 mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_options *out, mepic_error *err);
 
 /* Copies a caller's struct, which starts with its size in bytes (at least `least`), over `out` [known] bytes: an older,

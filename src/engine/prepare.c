@@ -1,5 +1,5 @@
-/* Text to tokens: what any thread may do with an engine. Reads the model's tokenizer and chat template, which never change
- * after open. */
+/* Text to tokens: what any thread may do with an engine. Reads the model's tokenizer and chat template, which never
+ * change after open. */
 #include <limits.h>
 #include <string.h>
 

@@ -36,8 +36,8 @@ mepic_status mp_stream_open(mp_stream *s, const mp_tokenizer *tokenizer, size_t 
     size_t longest = 0;
     mepic_status st = copy_stops(&stream, stop, n_stop, &longest, err);
     if (st != MEPIC_OK) return st;
-    /* Withheld bytes, and a token with what the detokenizer had pending; a bad byte becomes three (U+FFFD), once more at
-     * the end. */
+    /* Withheld bytes, and a token with what the detokenizer had pending; a bad byte becomes three (U+FFFD), once more
+     * at the end. */
     size_t cap = longest + 3 * (max_token_bytes + 2 * sizeof stream.detokenizer.pending);
     stream.text = (mp_buf){ .data = mp_alloc(cap), .cap = cap, .limit = cap };
     if (!stream.text.data) {

@@ -22,12 +22,12 @@ typedef struct mp_stream {
 } mp_stream;
 
 /* max_token_bytes: of the vocabulary's longest token. Nothing is kept on failure. ERR_ARGUMENT, ERR_NOMEM. */
-mepic_status mp_stream_open(mp_stream *s, const mp_tokenizer *tokenizer, size_t max_token_bytes, const char *const *stop,
-                            size_t n_stop, mepic_error *err);
+mepic_status mp_stream_open(mp_stream *s, const mp_tokenizer *tokenizer, size_t max_token_bytes,
+                            const char *const *stop, size_t n_stop, mepic_error *err);
 void mp_stream_close(mp_stream *s);
 
-/* Adds a token. *shown: the text that may be seen now, valid until the next call. *stopped: a stop string is complete; it
- * and what follows it are dropped. False: the token was longer than max_token_bytes. */
+/* Adds a token. *shown: the text that may be seen now, valid until the next call. *stopped: a stop string is complete;
+ * it and what follows it are dropped. False: the token was longer than max_token_bytes. */
 bool mp_stream_push(mp_stream *s, int32_t token, mp_str *shown, bool *stopped);
 /* The end of a reply that no stop string ended: what was withheld. The text of the last push stays valid. */
 bool mp_stream_end(mp_stream *s, mp_str *rest);

@@ -4,9 +4,9 @@
 
 #include "backend/backend.h"
 
-/* Runs layers [first, last) on the step's rows. A step may be cut into several calls that cover the layers in order: the
- * one with `first` 0 begins the backend's step and embeds, the one with `last` n_layers computes the logits, ends the step
- * and reports what went wrong. */
+/* Runs layers [first, last) on the step's rows. A step may be cut into several calls that cover the layers in order:
+ * the one with `first` 0 begins the backend's step and embeds, the one with `last` n_layers computes the logits, ends
+ * the step and reports what went wrong. */
 mepic_status mp_forward(mp_backend *backend, const mp_model *model, const mp_step *step, uint32_t first, uint32_t last,
                         mepic_error *err);
 

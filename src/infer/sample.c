@@ -151,8 +151,8 @@ static uint32_t pop(mp_sampler *s, uint32_t n) {
     return id;
 }
 
-/* Keeps the candidates heap[0, n) that top-k, top-p and min-p leave: they end up as the last *kept ones of the heap, the
- * most probable last. */
+/* Keeps the candidates heap[0, n) that top-k, top-p and min-p leave: they end up as the last *kept ones of the heap,
+ * the most probable last. */
 static void truncate(mp_sampler *s, const mepic_sampling *p, uint32_t n, uint32_t *kept) {
     bool by_mass = p->top_p > 0 && p->top_p < 1;
     uint32_t limit = p->top_k && p->top_k < n ? p->top_k : n;

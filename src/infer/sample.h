@@ -11,8 +11,8 @@
  *     7. top-p: of these, renormalized, the fewest whose mass reaches top_p
  *     8. min-p: of these, those at least min_p times as probable as the most probable
  *     9. one draw in proportion
- * A token depends on (seed, position, logits, tokens before it) only: the draw's random number is a function of seed and
- * position, there is no generator state. A NaN logit is no candidate; +infinity counts as the largest finite number.
+ * A token depends on (seed, position, logits, tokens before it) only: the draw's random number is a function of seed
+ * and position, there is no generator state. A NaN logit is no candidate; +infinity is the largest finite one.
  *
  * All scratch is allocated at open. One thread. */
 #ifndef MEPIC_INFER_SAMPLE_H

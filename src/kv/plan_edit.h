@@ -5,12 +5,12 @@
  *     add_run  add_run  extend ... extend ... leave
  *
  * A cell of shared pages is found by its last page, since a cached page stands in one chain only. The private stream's
- * last cell belongs to its sequence alone while it grows; when it is full and its pages are published, `settle` looks for
- * the same cell of another sequence, and the two become one cell with two readers.
+ * last cell belongs to its sequence alone while it grows; when it is full and its pages are published, `settle` looks
+ * for the same cell of another sequence, and the two become one cell with two readers.
  *
  * Cost: joining and leaving O(cells of the sequence), a decode step O(1) a sequence, however many cells it reads.
- * Nothing is allocated after open: a sequence has at most max_refs cells, and there are at most n_pages + max_seqs cells,
- * since each is either the growing one of a sequence or the only one that ends in its last page. */
+ * Nothing is allocated after open: a sequence has at most max_refs cells, and there are at most n_pages + max_seqs
+ * cells, since each is either the growing one of a sequence or the only one that ends in its last page. */
 #ifndef MEPIC_KV_PLAN_EDIT_H
 #define MEPIC_KV_PLAN_EDIT_H
 

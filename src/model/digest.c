@@ -1,8 +1,8 @@
 /* The digest of a model file, remembered in the cache directory since hashing gigabytes takes seconds.
  *
  * One small text file per (device, inode), replaced by rename; it repeats what it belongs to, so that anything else in
- * its place (an older version of the model, a torn write) is a miss and the digest is computed again. A cache that cannot
- * be written costs time only and is logged. */
+ * its place (an older version of the model, a torn write) is a miss and the digest is computed again. A cache that
+ * cannot be written costs time only and is logged. */
 #include "model/model.h"
 
 #include <errno.h>

@@ -149,7 +149,7 @@ static void group_scale(const uint8_t *s, int g, int *scale, int *minimum) {
     }
 }
 
-/* d f16, dmin f16, scales [12], codes [128]: groups 2k and 2k + 1 are the low and high halves of bytes 32k..32k + 31. */
+/* d f16, dmin f16, scales [12], codes [128]: groups 2k and 2k + 1 are the low and high halves of bytes 32k..32k+31. */
 static void dequantize_q4_k(const uint8_t *b, float *y) {
     float d = f16(b), dmin = f16(b + 2);
     const uint8_t *codes = b + 16;

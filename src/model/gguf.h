@@ -8,8 +8,8 @@
  * Every length, offset, count and product is checked against the file before it is used; the file is untrusted. Limits:
  * 65,536 keys, 65,536 tensors, strings of 1 MiB, tensor names of 64 bytes, alignment a power of two from 8 bytes to
  * 1 MiB. Refused: duplicate keys and tensor names, arrays of arrays, tensors of an unsupported type (by name), of no
- * weights, outside the file, or overlapping; big-endian files. Immutable after open; any thread. Pointers are valid until
- * close. Nobody may shorten the file while it is open: it is mapped. */
+ * weights, outside the file, or overlapping; big-endian files. Immutable after open; any thread. Pointers are valid
+ * until close. Nobody may shorten the file while it is open: it is mapped. */
 #ifndef MEPIC_MODEL_GGUF_H
 #define MEPIC_MODEL_GGUF_H
 

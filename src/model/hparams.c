@@ -217,7 +217,7 @@ static mepic_status read_heads(const source *s, mp_hparams *hp) {
     return MEPIC_OK;
 }
 
-/* Which scaling a file asks for. Without a type a factor means linear, and so does the older key "rope.scale_linear". */
+/* Which scaling a file asks for. Without a type a factor means linear; so does the older key "rope.scale_linear". */
 static mepic_status read_scaling(const source *s, mp_rope_scaling *scaling, const char **factor_name) {
     *scaling = MP_ROPE_PLAIN;
     *factor_name = has(s, "rope.scaling.factor") ? "rope.scaling.factor" : "rope.scale_linear";

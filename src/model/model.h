@@ -66,7 +66,7 @@ void mp_model_close(mp_model *model); /* NULL is a no-op */
 
 const char *mp_arch_name(mp_arch arch);
 
-/* SHA-256 of the file's bytes. With `cache_dir`, remembered there by (device, inode, size, mtime) so that it is read once. */
+/* SHA-256 of the file's bytes. With `cache_dir`, remembered there by (device, inode, size, mtime): it is read once. */
 mepic_status mp_model_digest(const mp_model *model, const char *cache_dir, const mp_log *log, mp_digest *out,
                              mepic_error *err);
 

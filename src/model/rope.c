@@ -1,7 +1,7 @@
 /* RoPE frequencies (Su et al., "RoFormer", arXiv 2104.09864, section 3.4.2) and their fixed scalings:
  * linear interpolation (Chen et al., arXiv 2306.15595), YaRN (Peng et al., arXiv 2309.00071, sections 3.2 to 3.4, with
- * the pair indices of the ramp's ends rounded outwards as in the published implementations), and llama3's factors, which
- * the file carries ready as divisors. */
+ * the pair indices of the ramp's ends rounded outwards as in the published implementations), and llama3's factors,
+ * which the file carries ready as divisors. */
 #include "model/rope.h"
 
 #include <math.h>
@@ -15,7 +15,7 @@ static double pair_of_turns(const mp_hparams *hp, double turns) {
     return hp->rope.n_rot * log(hp->rope.original_ctx / (turns * 2 * pi)) / (2 * log((double)hp->rope.freq_base));
 }
 
-/* Pairs below the ramp turn often within the original context and keep their frequency; pairs above it are interpolated. */
+/* Pairs below the ramp turn often within the original context and keep their frequency; above it, interpolated. */
 static void scale_yarn(const mp_hparams *hp, double *freq, double *magnitude) {
     double low = fmax(0, floor(pair_of_turns(hp, (double)hp->rope.yarn_beta_fast)));
     double high = fmin(hp->rope.n_rot - 1.0, ceil(pair_of_turns(hp, (double)hp->rope.yarn_beta_slow)));

@@ -1,13 +1,13 @@
 /* The rotation of RoPE: one table for keys and queries, built in double.
  *
  * inv_freq follows the model's scaling (plain, linear, YaRN with its attention factor, llama3 frequency factors), fixed
- * at load, so `<R(m) q, R(n) k> = <R(m - n) q, k>` holds exactly (docs/ARCHITECTURE.md, section 2). Immutable; any thread. */
+ * at load, so `<R(m) q, R(n) k> = <R(m - n) q, k>` is exact (docs/ARCHITECTURE.md, 2). Immutable; any thread. */
 #ifndef MEPIC_MODEL_ROPE_H
 #define MEPIC_MODEL_ROPE_H
 
 #include "model/model.h"
 
-/* Turns per position of each pair: freq [n_rot / 2], and the factor both cos and sin are multiplied by (1 but for YaRN). */
+/* Turns per position of each pair: freq [n_rot / 2], and the factor of both cos and sin (1 but for YaRN). */
 void mp_rope_frequencies(const mp_model *model, double *freq, double *magnitude);
 
 typedef struct mp_rope_table {

@@ -1,5 +1,5 @@
-/* Admission and its reverse. A request is admitted when all pages of its prompt can be had at once, those of chunks that it
- * is the first to need included, with some left for the reply; then it never waits for a page before it decodes. */
+/* Admission and its reverse. A request is admitted when all pages of its prompt can be had at once, those of chunks
+ * that it is the first to need included, with some left for the reply; it never waits for a page before it decodes. */
 #include "schedule/state.h"
 
 /* ---- Holding what is there --------------------------------------------------------------------------------------- */

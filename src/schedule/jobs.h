@@ -6,9 +6,9 @@
  *        │                                      │
  *        └─────────── last waiter leaves ───────┴──► abandoned: published pages stay, the rest is free
  *
- * A job has all of its pages from the start and waits for no page; requests wait for jobs, never the reverse. A chunk has
- * one job at a time, whoever needs it. Pages that another job publishes meanwhile (chunks with equal beginnings) are
- * adopted instead of computed.
+ * A job has all of its pages from the start and waits for no page; requests wait for jobs, never the reverse. A chunk
+ * has one job at a time, whoever needs it. Pages that another job publishes meanwhile (chunks with equal beginnings)
+ * are adopted instead of computed.
  *
  * Memory: a request brings a job for each of its chunks when it is submitted, so that none is allocated later; most are
  * never begun. A begun job may outlive the request that brought it. */

@@ -39,7 +39,7 @@ static mepic_status lay_out(const mp_scheduler *s, const mp_request_spec *spec, 
     return mp_segment(&input, &r->layout, err);
 }
 
-/* The longest reply: what is asked for, as far as the context reaches; if nothing is asked for, as far as the pool does. */
+/* The longest reply: what is asked for, as far as the context reaches; else as far as the pool reaches. */
 static mepic_status limit_reply(const mp_scheduler *s, const mp_request_spec *spec, mp_request *r, mepic_error *err) {
     uint32_t n_chunk_pages = 0, n_canonical = s->canonical ? s->canonical->chunk.n_pages : 0;
     for (uint32_t c = 0; c < r->layout.n_chunks; c++) n_chunk_pages += pages_for(s, r->layout.chunks[c].n);

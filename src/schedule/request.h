@@ -1,7 +1,7 @@
 /* A request: its tokens, their layout, the names of its pages, and what it holds. Its life is in scheduler.h.
  *
- * Everything it will ever need is allocated at submit: tokens and page names up to its longest reply, and a job for each
- * of its chunks. Token i of its stream is token `position(i)` of prompt and reply, so the stream itself is not stored. */
+ * Everything it will ever need is allocated at submit: tokens and page names up to its longest reply, and a job for
+ * each of its chunks. Token i of its stream is token `position(i)` of prompt and reply: the stream is not stored. */
 #ifndef MEPIC_SCHEDULE_REQUEST_H
 #define MEPIC_SCHEDULE_REQUEST_H
 

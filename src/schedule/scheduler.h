@@ -1,4 +1,4 @@
-/* The scheduler: queue, admission, jobs, the rows of a step, preemption. It decides; it moves no bytes and knows no model.
+/* The scheduler: queue, admission, jobs, the rows of a step, preemption. It decides, moves no bytes, knows no model.
  *
  *   submit ─► queued ─► (hold hits, test room) ─► waiting for jobs ─► prefill ─► decode ─► finished
  *                ▲                                                        │
@@ -11,9 +11,9 @@
  *     for every row with logits: mp_scheduler_append (it goes on) or mp_scheduler_finish
  * Cancel (finish) and submit may come between any two steps, not between a step and its commit.
  *
- * Invariants. A row is emitted for a slot exactly once per page version. Pages of an admitted request or job are held from
- * admission to its end. Requests wait for jobs, never the reverse. The oldest running request is never preempted. Nothing
- * is allocated after submit. */
+ * Invariants. A row is emitted for a slot exactly once per page version. Pages of an admitted request or job are held
+ * from admission to its end. Requests wait for jobs, never the reverse. The oldest running request is never preempted.
+ * Nothing is allocated after submit. */
 #ifndef MEPIC_SCHEDULE_SCHEDULER_H
 #define MEPIC_SCHEDULE_SCHEDULER_H
 
@@ -49,7 +49,7 @@ typedef struct mp_request_spec {
     uint32_t n_spans;
     mepic_reuse reuse;     /* not DEFAULT */
     uint32_t link_tokens;  /* 0 = nothing; UINT32_MAX = everything */
-    const uint16_t *page_masks; /* tests and rule `attended`: [pages of the CHUNK spans, in order] 1 = linked as well; NULL */
+    const uint16_t *page_masks; /* tests: [pages of the CHUNK spans, in order] 1 = linked as well; NULL */
     mp_digest scope;
     uint32_t max_tokens;   /* of the reply; 0 = until the context is full */
     bool logits_of_prompt; /* every computed prompt row wants logits */
@@ -66,7 +66,7 @@ void mp_scheduler_commit(mp_scheduler *s);
 mp_request *mp_scheduler_request(const mp_scheduler *s, uint32_t seq);
 /* Whether the request's newest logits are those a token is sampled from: its last prompt row or a decode row. */
 bool mp_scheduler_samples(const mp_scheduler *s, const mp_row *row);
-/* Tokens the reply may have at most: the spec's, cut to what context and pool can hold. No token is appended past it. */
+/* Tokens the reply may have at most: the spec's, cut to what context and pool can hold. No token goes past it. */
 uint32_t mp_request_max_tokens(const mp_request *request);
 /* The request's next token; it will be a row of a later step. */
 void mp_scheduler_append(mp_scheduler *s, mp_request *request, int32_t token);
@@ -81,7 +81,7 @@ void mp_request_usage(const mp_request *request, mepic_usage *out);
 const int32_t *mp_request_tokens(const mp_request *request, uint32_t *n, uint32_t *n_prompt);
 
 /* The canonical context's pages, taken from the pool at the first compile. For the file in the cache directory:
- * `take` allocates them without computing; then either `loaded` (contents were written) or nothing (compile as usual). */
+ * `take` allocates them without computing; then either `loaded` (contents were written) or nothing (compile). */
 bool mp_scheduler_canonical_take(mp_scheduler *s);
 void mp_scheduler_canonical_loaded(mp_scheduler *s);
 const mp_page *mp_scheduler_canonical_pages(const mp_scheduler *s, uint32_t *n, bool *ready);
@@ -90,7 +90,7 @@ const mp_page *mp_scheduler_canonical_pages(const mp_scheduler *s, uint32_t *n, 
 void mp_scheduler_stats(const mp_scheduler *s, mepic_stats *out);
 /* Evicts everything that nobody reads (the canonical context stays). */
 void mp_scheduler_clear(mp_scheduler *s);
-/* O(n) check of invariants I1 to I5 over pool, index, plan, requests and jobs; false with the reason. Tests, debug builds. */
+/* O(n) check of invariants I1 to I5 over pool, index, plan, requests and jobs; false with the reason. Tests. */
 bool mp_scheduler_check(const mp_scheduler *s, mepic_error *err);
 /* Canonical pages of a chunk, for tests: up to `cap` pages; returns the number of resident ones. */
 uint32_t mp_scheduler_chunk_pages(const mp_scheduler *s, const mp_digest *scope, const int32_t *tokens, uint32_t n,

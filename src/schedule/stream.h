@@ -4,8 +4,8 @@
  *                 └ published ──┘     │    └ taken at admission, not written
  *                          (shared)   └ n_done
  *
- * Published pages are in the index; pages behind them have no other owner. A stream that is released drops its pages from
- * the end, so what is published of it stays in the cache in the right order. */
+ * Published pages are in the index; pages behind them have no other owner. A stream that is released drops its pages
+ * from the end, so what is published of it stays in the cache in the right order. */
 #ifndef MEPIC_SCHEDULE_STREAM_H
 #define MEPIC_SCHEDULE_STREAM_H
 

@@ -26,7 +26,7 @@ static bool has_quoted(mp_str text, const char *literal) {
     return false;
 }
 
-/* The system text a ChatML template writes itself: the literal between its opening and closing marks, not an expression. */
+/* The system text a ChatML template writes itself: a literal between its opening and closing marks. */
 static mp_str find_default_system(mp_str text) {
     static const char opening[] = "<|im_start|>system";
     for (size_t at = find(text, 0, opening); at < text.len; at = find(text, at + 1, opening)) {

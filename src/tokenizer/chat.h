@@ -2,8 +2,8 @@
  *
  * The family is recognized from the template text in the GGUF file; templates are never executed. A piece is either
  * template text, in which special tokens are parsed, or a part of a message, in which they are not. Chunks stay pieces
- * of their own, so they can be tokenized and cached on their own. What a template adds of its own (dates, tools, dropped
- * reasoning) is left out. Pure; any thread. */
+ * of their own, so they can be tokenized and cached on their own. What a template adds of its own (dates, tools,
+ * dropped reasoning) is left out. Pure; any thread. */
 #ifndef MEPIC_TOKENIZER_CHAT_H
 #define MEPIC_TOKENIZER_CHAT_H
 
@@ -39,7 +39,7 @@ const char *mp_chat_family_name(mp_chat_family family);
 typedef enum mp_piece_kind { MP_PIECE_TEMPLATE, MP_PIECE_PART } mp_piece_kind;
 typedef struct mp_piece {
     mp_piece_kind kind;
-    mp_str text;                /* TEMPLATE: the literal, static or from the template; never BOS, which the caller adds */
+    mp_str text;                /* TEMPLATE: the literal, static or from the template; never BOS, the caller adds it */
     const mepic_segment *part;  /* PART: the caller's segment; text is what to take of it (after trimming) */
 } mp_piece;
 typedef struct mp_pieces {

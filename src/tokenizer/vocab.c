@@ -139,8 +139,8 @@ static const char *const ending[] = {
     "<|file_sep|>",
 };
 static const char *const not_ending[] = {
-    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>",
-    "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>",
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>",
+    "<SUF>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>",
 };
 /* clang-format on */
 

@@ -1,8 +1,8 @@
 /* The oracle: a slow forward pass in double, written from the definitions of docs/ARCHITECTURE.md and from nothing else
  * in the engine.
  *
- * It knows no pages, no plan, no angles and no cache. There are only rows, each with a true position, and keys, each with
- * the position at which the reader sees it:
+ * It knows no pages, no plan, no angles and no cache. There are only rows, each with a true position, and keys, each
+ * with the position at which the reader sees it:
  *   canonical context   tokens at positions 0 .. s-1, causal
  *   canonical chunk     tokens at s, s+1, ... that see the whole canonical context and the chunk up to themselves
  *   request             private tokens at their true positions; each sees the private tokens up to itself and every

@@ -1,4 +1,4 @@
-/* An engine on a tiny model, and requests run to their end: for the tests of engine/. Everything fails the test on error. */
+/* An engine on a tiny model, and requests run to their end: for the tests of engine/. Any error fails the test. */
 #ifndef MEPIC_TESTS_SUPPORT_REPLIES_H
 #define MEPIC_TESTS_SUPPORT_REPLIES_H
 

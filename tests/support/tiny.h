@@ -1,4 +1,4 @@
-/* Synthetic models for tests: in memory, or as a file that is removed when the program ends. Fails the test on error. */
+/* Synthetic models for tests: in memory, or as a file that is removed when the program ends. Errors fail the test. */
 #ifndef MEPIC_TESTS_SUPPORT_TINY_H
 #define MEPIC_TESTS_SUPPORT_TINY_H
 

@@ -1,9 +1,9 @@
 /* A twin of KV contents: what a slot must hold, computed from the definitions (docs/ARCHITECTURE.md) with explicit
  * positions and no pages, plan, keys or caches.
  *
- * The contents of a slot are one 64-bit number in place of K and V: a hash of the token, the angle it is stored at, and,
- * in order, of everything its row sees, each with its distance. So a wrong page, position, mask, base, order or a missing
- * token changes the number, and every number computed from it. */
+ * The contents of a slot are one 64-bit number in place of K and V: a hash of the token, the angle it is stored at,
+ * and, in order, of everything its row sees, each with its distance. So a wrong page, position, mask, base, order or a
+ * missing token changes the number, and every number computed from it. */
 #ifndef MEPIC_TESTS_TWIN_H
 #define MEPIC_TESTS_TWIN_H
 

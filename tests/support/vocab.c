@@ -33,7 +33,7 @@ uint32_t vocab_token(vocab_file *v, const char *text, size_t len, mp_token_type 
     return (uint32_t)v->n_tokens++;
 }
 
-/* Independent of the library's: bytes 33-126, 161-172 and 174-255 are themselves, the rest are 256, 257, ... in order. */
+/* Independent of the library's: bytes 33-126, 161-172 and 174-255 are themselves, the rest 256, 257, ... in order. */
 static size_t spell(const char *bytes, size_t n, char *out) {
     size_t len = 0;
     for (size_t i = 0; i < n; i++) {

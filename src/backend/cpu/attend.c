@@ -249,7 +249,7 @@ static uint32_t tile_size(const mp_attend *at, uint32_t left) {
     return (left + n_tiles - 1) / n_tiles;
 }
 
-/* ---- Decode rows: cells, then folds ------------------------------------------------------------------------------- */
+/* ---- Decode rows: cells, then folds ------------------------------------------------------------------------------ */
 
 static float *slot_state(const mp_attend *at, uint32_t slot, uint32_t head) {
     return at->workspace + ((size_t)slot * at->cfg.hp->n_heads + head) * at->stride;
@@ -315,7 +315,7 @@ static void fold_row(mp_attend *at, const fold_item *f, scratch *s) {
     }
 }
 
-/* ---- Blocks of rows of one sequence ------------------------------------------------------------------------------- */
+/* ---- Blocks of rows of one sequence ------------------------------------------------------------------------------ */
 
 static void fold_cell(mp_attend *at, const mp_cell_ref *ref, uint32_t kv_head, uint32_t n, scratch *s) {
     const uint8_t *groups[MP_CELL_GROUPS];

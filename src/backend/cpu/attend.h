@@ -2,11 +2,11 @@
  *
  * begin() turns the plan into items of work, once a step, for all layers:
  *   decode rows (the only row of their sequence in this step): an item is a cell with the rows that read it, so a cell
- *       shared by many sequences is read once; it leaves one state a (row, head, cell) in a workspace, and a second pass
- *       folds the states of each row.
+ *       shared by many sequences is read once; it leaves one state a (row, head, cell) in a workspace, and a second
+ *       pass folds the states of each row.
  *   blocks (several rows of one sequence): an item walks the sequence's cells in order and folds as it goes.
- * A row whose states do not fit the workspace is a block of one row. Each (row, head) sees the same cells, the same fold
- * and the same arithmetic either way, so the bits are the same:
+ * A row whose states do not fit the workspace is a block of one row. Each (row, head) sees the same cells, the same
+ * fold and the same arithmetic either way, so the bits are the same:
  *   cell from a fresh state; run = left fold of its cells; result = left fold of the runs.
  *
  * Queries are turned by (row position - base) in fp32 where they are used; base changes from cell to cell.

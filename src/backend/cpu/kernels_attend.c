@@ -49,8 +49,8 @@ MP_INLINE uint16_t visible_lanes(const mp_key_range *range, uint32_t g) {
 }
 
 /* Scores of R queries against the first G of n groups; `list` names the groups, and the results go side by side to
- * `column`. Meanwhile the V of these groups and the K of the next ones are fetched: groups lie in different pages, where
- * no hardware looks ahead, and without it a few queries wait for memory half of the time. */
+ * `column`. Meanwhile the V of these groups and the K of the next ones are fetched: groups lie in different pages,
+ * where no hardware looks ahead, and without it a few queries wait for memory half of the time. */
 MP_INLINE void score_groups(const mepic_kv_type type, const int R, const int G, const mp_query_tile *tile,
                             const uint8_t *list, uint32_t n, float *column) {
     const size_t k_bytes = (size_t)tile->head_dim * MP_GROUP_TOKENS * element_bytes(type);

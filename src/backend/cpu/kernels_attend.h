@@ -6,10 +6,10 @@
  *   maximum          over the keys the query sees
  *   l                sum of exp(score - maximum): sixteen lanes, each from left to right, then the lanes' sum
  *   o                fold over the keys from left to right of weight * v
- * A masked key has weight exactly 0, so groups of keys that only other queries of the tile see change nothing. (That needs
- * finite V in every slot: pages are zeroed when allocated and stores saturate.)
+ * A masked key has weight exactly 0, so groups of keys that only other queries of the tile see change nothing. (That
+ * needs finite V in every slot: pages are zeroed when allocated and stores saturate.)
  *
- * A state is [head_dim] o (not divided by l), then m, then l; m is -inf where nothing was seen, and o is then undefined. */
+ * A state is [head_dim] o (not divided by l), then m, then l; m is -inf where nothing was seen: o is undefined then. */
 #ifndef MEPIC_BACKEND_CPU_KERNELS_ATTEND_H
 #define MEPIC_BACKEND_CPU_KERNELS_ATTEND_H
 

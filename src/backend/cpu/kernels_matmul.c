@@ -1,13 +1,13 @@
 /* Tiles of the matrix product, compiled once per instruction set (simd.h).
  *
  * One body for all quantized types; type and number of rows are constants in it, so every instance is straight code. A
- * block's weights are unpacked once and used for all rows of the tile. A row's block is one exact integer sum and is added
- * to the row's fp32 sum by one fused multiply-add, blocks in order: nothing in it depends on the number of rows. */
+ * block's weights are unpacked once and used for all rows of the tile. A row's block is one exact integer sum and is
+ * added to the row's fp32 sum by one fused multiply-add, blocks in order: the number of rows does not enter. */
 #include "backend/cpu/kernels_matmul.h"
 
 #include "backend/cpu/simd.h"
 
-/* A full tile, by the number of registers: rows, and strips taken side by side, which share the loads of the activations. */
+/* A full tile, by the number of registers: rows, and strips side by side, which share the loads of activations. */
 #if defined(MP_ISA_AVX512VNNI) || defined(MP_ISA_AVX512)
 #define TILE_ROWS 4
 #define STRIPS 2
@@ -22,8 +22,8 @@
 #define EACH_ROWS(X, type) X(type, 1) X(type, 2)
 #endif
 
-/* With few rows memory is the limit, and the loads of a block, with the work between them, keep too few cache lines under
- * way. So weights are asked for this many bytes before they are used; at an item's end that is the beginning of the next. */
+/* With few rows memory is the limit, and the loads of a block, with the work between them, keep too few cache lines
+ * under way. So weights are asked for this many bytes before they are used; at an item's end, the next item's. */
 enum { FETCH_AHEAD = 8192, FETCH_ROWS = 2 };
 
 #define UNROLL _Pragma("GCC unroll 16")

@@ -20,8 +20,8 @@ struct mp_row_kernels {
      * 2 * n_pairs dimensions turn. y is not x. */
     void (*turn)(const float *x, const float *cos_sin, mp_rope_pairs pairs, uint32_t n_pairs, uint32_t head_dim,
                  float scale, float *y);
-    /* Rounds k and v [head_dim] to the KV type and writes them as token `lane` of a group (cpu/slab.h). What is too large
-     * for the type becomes its largest number: an infinity would make NaN of a masked key. By mepic_kv_type. */
+    /* Rounds k and v [head_dim] to the KV type and writes them as token `lane` of a group (cpu/slab.h). What is too
+     * large for the type becomes its largest number: an infinity would make NaN of a masked key. By mepic_kv_type. */
     void (*store[4])(const float *k, const float *v, uint32_t head_dim, uint32_t lane, uint8_t *group);
 };
 

@@ -20,9 +20,9 @@ struct mp_qrows {
     size_t bytes;
 };
 
-/* A work item of the product is some panels times some tiles of rows. Its panels stay in the second-level cache while the
- * tiles pass over them: enough bytes to be worth handing out, and where the activations do not fit in beside them enough
- * to be worth fetching those again; but so few that every thread finds several items. */
+/* A work item of the product is some panels times some tiles of rows. Its panels stay in the second-level cache while
+ * the tiles pass over them: enough bytes to be worth handing out, and where the activations do not fit in beside them
+ * enough to be worth fetching those again; but so few that every thread finds several items. */
 enum {
     ITEM_MIN_BYTES = 8 << 10,
     ITEM_ROWS_BYTES = 128 << 10,
@@ -156,7 +156,7 @@ struct product_job {
     bool add;
 };
 
-/* Tiles of rows are the outer loop: a tile's activations stay in the first-level cache, the item's panels in the second. */
+/* Tiles of rows are the outer loop: a tile's activations stay in the first-level cache, panels in the second. */
 static void product_item(void *ctx, uint32_t item, uint32_t thread) {
     (void)thread;
     const struct product_job *job = ctx;

@@ -1,14 +1,14 @@
 /* Matrix products on the CPU: packed weights times rows of activations.
  *
- * Packing (once, at open): 32 outputs side by side are a panel; along the inputs a panel is a sequence of blocks of 32, in
- * which the codes of 16 outputs each are interleaved as pairs of 16-bit words at their native width, with their scales
- * behind. All threads read panels front to back. Only the outputs are split over threads, never the inputs.
+ * Packing (once, at open): 32 outputs side by side are a panel; along the inputs a panel is a sequence of blocks of 32,
+ * in which the codes of 16 outputs each are interleaved as pairs of 16-bit words at their native width, with their
+ * scales behind. All threads read panels front to back. Only the outputs are split over threads, never the inputs.
  *
- * Activations: each block of 32 inputs of a row becomes int16 with one fp32 scale (max |x| / 32767). A block's product is
- * an exact integer; blocks are folded from left to right into one fp32 sum an output. That order is the same for one row
- * and for many and on every thread, so a row's result never depends on its company; F32, F16 and BF16 weights multiply the
- * fp32 activations, one input after the other, in the same way. 16-bit activations cost no more than 8-bit ones where
- * memory is the limit, and make the product as exact as the weights are. */
+ * Activations: each block of 32 inputs of a row becomes int16 with one fp32 scale (max |x| / 32767). A block's product
+ * is an exact integer; blocks are folded from left to right into one fp32 sum an output. That order is the same for one
+ * row and for many and on every thread, so a row's result never depends on its company; F32, F16 and BF16 weights
+ * multiply the fp32 activations, one input after the other, in the same way. 16-bit activations cost no more than 8-bit
+ * ones where memory is the limit, and make the product as exact as the weights are. */
 #ifndef MEPIC_BACKEND_CPU_MATMUL_H
 #define MEPIC_BACKEND_CPU_MATMUL_H
 
@@ -23,8 +23,8 @@ typedef struct mp_packed mp_packed;
 /* Bytes it takes, a multiple of 64. */
 size_t mp_packed_size(const mp_tensor *weight);
 /* Packs into `memory`: mp_packed_size bytes, zeroed, on a cache line, borrowed until close. One piece of memory for all
- * matrices of a model can be of huge pages, most matrices alone cannot: reading 576 x 576 at 4 bits from small pages costs
- * a fifth more. ERR_NOMEM only: the model has checked type and shape. */
+ * matrices of a model can be of huge pages, most matrices alone cannot: reading 576 x 576 at 4 bits from small pages
+ * costs a fifth more. ERR_NOMEM only: the model has checked type and shape. */
 mepic_status mp_packed_open(const mp_tensor *weight, mp_threads *threads, uint8_t *memory, mp_packed **out,
                             mepic_error *err);
 void mp_packed_close(mp_packed *w); /* NULL is a no-op */

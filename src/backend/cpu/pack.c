@@ -167,7 +167,7 @@ static void pack_floats(mp_panel_type type, const uint8_t *row, uint32_t lane, u
     for (size_t k = 0; k < n_in; k++) memcpy(panel + (k * MP_PANEL_LANES + lane) * size, row + k * size, size);
 }
 
-/* Writes one lane of a strip's block; `super`: the strip's part in front of the super-block, if this is its first block. */
+/* Writes one lane of a strip's block; `super`: the strip's part in front of the super-block, in its first block. */
 static void write_block(mp_panel_type type, const block *in, uint32_t lane, uint8_t *codes, uint8_t *super) {
     uint32_t code_bytes = mp_panel_code_bytes(type);
     uint8_t *scales = codes + code_bytes;

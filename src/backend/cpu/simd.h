@@ -236,7 +236,7 @@ MP_INLINE v16f v_div(v16f a, v16f b) { return a / b; }
 MP_INLINE v16f v_fma(v16f a, v16f b, v16f c) { return a * b + c; }
 MP_INLINE v16f v_max(v16f a, v16f b) { return v_blend(a > b, a, b); }
 MP_INLINE v16f v_min(v16f a, v16f b) { return v_blend(a < b, a, b); }
-/* Adding 1.5 * 2^23 leaves no bits for a fraction; from 2^22 on numbers are left as they are, near enough to integral. */
+/* Adding 1.5 * 2^23 leaves no bits for a fraction; from 2^22 on numbers stay as they are, nearly integral. */
 MP_INLINE v16f v_round(v16f a) {
     v16f r = (a + 12582912.0f) - 12582912.0f;
     return v_blend((a < 4194304.0f) & (a > -4194304.0f), r, a);

@@ -5,8 +5,8 @@
  *   block = page_size / 16 groups
  *   group = 16 tokens: K transposed [head_dim][16 tokens], then V [16 tokens][head_dim]
  *
- * K is transposed so that the sixteen lanes of a vector are sixteen keys, and their scores a plain fold over head_dim; a
- * group's K and V are neighbours so that a page of a head is read front to back. Written by the rows' store, read by
+ * K is transposed so that the sixteen lanes of a vector are sixteen keys, and their scores a plain fold over head_dim;
+ * a group's K and V are neighbours so that a page of a head is read front to back. Written by the rows' store, read by
  * attend; the stepping thread and its workers. */
 #ifndef MEPIC_BACKEND_CPU_SLAB_H
 #define MEPIC_BACKEND_CPU_SLAB_H
