@@ -1,13 +1,12 @@
 #include "cli/engine_flags.h"
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "cli/numbers.h"
 
-#include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 const mp_word mp_reuse_words[] = {
     { "none", MEPIC_REUSE_NONE }, { "prefix", MEPIC_REUSE_PREFIX }, { "mepic", MEPIC_REUSE_MEPIC }, { NULL, 0 }
@@ -75,18 +74,6 @@ static void show_loading(void *user, const char *what, uint64_t done, uint64_t t
     mp_progress_show(&session->progress, "%s: %.0f %%", what, percent);
 }
 
-/* mkdir -p for the last two levels, which are the ones a fresh account lacks. */
-static bool make_directory(const char *path) {
-    char parent[512];
-    snprintf(parent, sizeof parent, "%s", path);
-    char *slash = strrchr(parent, '/');
-    if (slash && slash != parent) {
-        *slash = 0;
-        if (mkdir(parent, 0700) != 0 && errno != EEXIST) return false;
-    }
-    return mkdir(path, 0700) == 0 || errno == EEXIST;
-}
-
 /* "" = nowhere. */
 static void choose_cache_dir(const char *given, char *out, size_t cap) {
     const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -100,8 +87,9 @@ static void choose_cache_dir(const char *given, char *out, size_t cap) {
         n = snprintf(out, cap, "%s/.cache/mepic", home);
     }
     if (n < 0 || (size_t)n >= cap) out[0] = 0;
-    if (out[0] && !make_directory(out)) {
-        fprintf(stderr, "mepic: the cache directory %s cannot be made (%s); nothing is kept\n", out, strerror(errno));
+    mepic_error why;
+    if (out[0] && mp_dir_make(out, &why) != MEPIC_OK) {
+        fprintf(stderr, "mepic: cache directory: %s; nothing is kept\n", why.message);
         out[0] = 0;
     }
 }

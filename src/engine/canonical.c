@@ -2,12 +2,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/file.h"
 
 /* ---- Tokens ------------------------------------------------------------------------------------------------------ */
 
@@ -134,18 +134,6 @@ static bool read_all(int fd, void *bytes, size_t n) {
     return true;
 }
 
-static bool write_all(int fd, const void *bytes, size_t n) {
-    const char *at = bytes;
-    while (n > 0) {
-        ssize_t put = write(fd, at, n);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        at += put;
-        n -= (size_t)put;
-    }
-    return true;
-}
-
 /* Reads and verifies the whole file into memory, since nothing unverified may reach a page. NULL with the reason
  * otherwise. */
 static char *read_verified(const mp_canonical_file *f, int fd, uint32_t n_pages, size_t *bytes, const char **why) {
@@ -207,64 +195,44 @@ void mp_canonical_file_load(mp_canonical_file *f, mp_scheduler *scheduler, mp_ba
     mp_log_write(log, MEPIC_LOG_DEBUG, "canonical context: %u pages read from %s", n_pages, f->path);
 }
 
+typedef struct record {
+    mp_canonical_file *file;
+    mp_backend *backend;
+    const mp_page *pages;
+    uint32_t n_pages;
+} record;
+
 /* The digest stands in front of what it covers, so the header is written last, over zeros. */
-static bool write_record(mp_canonical_file *f, int fd, const mp_page *pages, uint32_t n_pages, mp_backend *backend) {
-    record_header header = header_of(f, n_pages);
+static bool write_record(void *ctx, int fd) {
+    const record *r = ctx;
+    mp_canonical_file *f = r->file;
+    record_header header = header_of(f, r->n_pages);
     static const record_header zeros;
-    if (!write_all(fd, &zeros, sizeof zeros)) return false;
+    if (!mp_write_all(fd, &zeros, sizeof zeros)) return false;
     mp_sha256_begin(f->sha);
     mp_sha256_update(f->sha, &header, offsetof(record_header, digest));
-    for (uint32_t i = 0; i < n_pages; i++) {
-        backend->ops->page_read(backend, pages[i], f->page);
+    for (uint32_t i = 0; i < r->n_pages; i++) {
+        r->backend->ops->page_read(r->backend, r->pages[i], f->page);
         mp_sha256_update(f->sha, f->page, f->page_bytes);
-        if (!write_all(fd, f->page, f->page_bytes)) return false;
+        if (!mp_write_all(fd, f->page, f->page_bytes)) return false;
     }
     mp_digest digest = mp_sha256_end(f->sha);
     memcpy(header.digest, digest.bytes, sizeof header.digest);
-    return lseek(fd, 0, SEEK_SET) == 0 && write_all(fd, &header, sizeof header) && fsync(fd) == 0;
-}
-
-/* A rename lasts once its directory is on disk. */
-static bool sync_directory(const char *path) {
-    char dir[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    size_t len = (size_t)(slash - path);
-    if (len >= sizeof dir) return false;
-    memcpy(dir, path, len);
-    dir[len] = 0;
-    int fd = open(len ? dir : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return false;
-    bool ok = fsync(fd) == 0;
-    close(fd);
-    return ok;
+    return lseek(fd, 0, SEEK_SET) == 0 && mp_write_all(fd, &header, sizeof header);
 }
 
 void mp_canonical_file_save(mp_canonical_file *f, const mp_scheduler *scheduler, mp_backend *backend,
                             const mp_log *log) {
     if (f->settled) return;
-    uint32_t n_pages;
+    record r = { .file = f, .backend = backend };
     bool ready;
-    const mp_page *pages = mp_scheduler_canonical_pages(scheduler, &n_pages, &ready);
+    r.pages = mp_scheduler_canonical_pages(scheduler, &r.n_pages, &ready);
     if (!ready) return;
     f->settled = true; /* one attempt: a full disk must not slow every step */
-    char temporary[PATH_MAX];
-    int fd = -1;
-    if (snprintf(temporary, sizeof temporary, "%s.XXXXXX", f->path) >= (int)sizeof temporary) {
-        errno = ENAMETOOLONG;
-        goto fail;
+    mepic_error why;
+    if (mp_file_replace(f->path, write_record, &r, &why) != MEPIC_OK) {
+        mp_log_write(log, MEPIC_LOG_WARN, "%s; a restart may compute the canonical context again", why.message);
+        return;
     }
-    fd = mkostemp(temporary, O_CLOEXEC);
-    if (fd < 0) goto fail;
-    if (!write_record(f, fd, pages, n_pages, backend)) goto fail_remove;
-    if (rename(temporary, f->path) != 0) goto fail_remove;
-    close(fd);
-    if (!sync_directory(f->path)) mp_log_write(log, MEPIC_LOG_WARN, "the directory of %s cannot be synced", f->path);
-    mp_log_write(log, MEPIC_LOG_DEBUG, "canonical context: %u pages written to %s", n_pages, f->path);
-    return;
-fail_remove:
-    unlink(temporary);
-fail:
-    mp_log_write(log, MEPIC_LOG_WARN, "%s is not written: %s; a restart computes the canonical context again", f->path,
-                 strerror(errno));
-    if (fd >= 0) close(fd);
+    mp_log_write(log, MEPIC_LOG_DEBUG, "canonical context: %u pages written to %s", r.n_pages, f->path);
 }

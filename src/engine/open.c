@@ -1,8 +1,7 @@
 /* Open and close. Open acquires in the order of the ladder below; close, also after a failed open, goes backwards. */
-#include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/options.h"
@@ -177,9 +176,9 @@ static mepic_status model_digest(mepic_engine *e, mp_digest *out, mepic_error *e
 
 static mepic_status open_scheduler(mepic_engine *e, mepic_error *err) {
     const mepic_engine_options *o = &e->options;
-    if (o->cache_dir && mkdir(o->cache_dir, 0700) != 0 && errno != EEXIST) {
-        mp_log_write(&e->log, MEPIC_LOG_WARN, "cache_dir \"%s\" cannot be made: %s; nothing is kept over a restart",
-                     o->cache_dir, strerror(errno));
+    mepic_error why;
+    if (o->cache_dir && mp_dir_make(o->cache_dir, &why) != MEPIC_OK) {
+        mp_log_write(&e->log, MEPIC_LOG_WARN, "cache_dir: %s; nothing is kept over a restart", why.message);
     }
     e->sha = mp_sha256_open();
     if (!e->sha) return mp_fail_nomem(err, "a hash", 0);

@@ -1,20 +1,16 @@
 /* The digest of a model file, remembered in the cache directory since hashing gigabytes takes seconds.
  *
- * One small text file per (device, inode), replaced by rename; it repeats what it belongs to, so that anything else in
- * its place (an older version of the model, a torn write) is a miss and the digest is computed again. A cache that
+ * One small text file per (device, inode); it repeats what it belongs to, so that anything else in its place (an older
+ * version of the model, a foreign file) is a miss and the digest is computed again. A cache that
  * cannot be written costs time only and is logged. */
 #include "model/model.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "base/mem.h"
+#include "base/file.h"
 
 enum { PATH_CAP = 4096, LINE_CAP = 256, PIECE = 8 << 20 };
 
@@ -53,30 +49,28 @@ static bool recall(const char *path, const mp_file_id *id, mp_digest *out) {
            parse_hex(have + n, out);
 }
 
-static bool write_line(int fd, const mp_file_id *id, const mp_digest *d) {
+typedef struct entry {
+    const mp_file_id *id;
+    const mp_digest *digest;
+} entry;
+
+static bool write_line(void *ctx, int fd) {
+    const entry *e = ctx;
     char line[LINE_CAP];
-    int n = owner_line(id, line);
-    for (size_t i = 0; i < sizeof d->bytes; i++, n += 2) snprintf(line + n, LINE_CAP - (size_t)n, "%02x", d->bytes[i]);
+    int n = owner_line(e->id, line);
+    for (size_t i = 0; i < sizeof e->digest->bytes; i++, n += 2) {
+        snprintf(line + n, LINE_CAP - (size_t)n, "%02x", e->digest->bytes[i]);
+    }
     line[n++] = '\n';
-    return write(fd, line, (size_t)n) == n;
+    return mp_write_all(fd, line, (size_t)n);
 }
 
-static bool make_dir(const char *path) {
-    return mkdir(path, 0700) == 0 || errno == EEXIST;
-}
-
-static bool remember(const char *cache_dir, const char *path, const mp_file_id *id, const mp_digest *d) {
-    char dir[PATH_CAP], tmp[PATH_CAP];
-    if (snprintf(dir, sizeof dir, "%s/digests", cache_dir) >= (int)sizeof dir) return false;
-    if (snprintf(tmp, sizeof tmp, "%s.XXXXXX", path) >= (int)sizeof tmp) return false;
-    if (!make_dir(cache_dir) || !make_dir(dir)) return false;
-    int fd = mkstemp(tmp);
-    if (fd < 0) return false;
-    bool ok = write_line(fd, id, d);
-    ok = close(fd) == 0 && ok;
-    ok = ok && rename(tmp, path) == 0;
-    if (!ok) unlink(tmp);
-    return ok;
+static void remember(const char *path, const mp_file_id *id, const mp_digest *digest, const mp_log *log) {
+    entry e = { id, digest };
+    mepic_error why;
+    if (mp_file_replace(path, write_line, &e, &why) != MEPIC_OK) {
+        mp_log_write(log, MEPIC_LOG_WARN, "the model's digest is not remembered: %s", why.message);
+    }
 }
 
 static mepic_status compute(const mp_gguf *gguf, const mp_log *log, mp_digest *out, mepic_error *err) {
@@ -104,8 +98,6 @@ mepic_status mp_model_digest(const mp_model *model, const char *cache_dir, const
                            id->inode) < (int)sizeof path;
     if (cached && recall(path, id, out)) return MEPIC_OK;
     mepic_status status = compute(model->gguf, log, out, err);
-    if (status == MEPIC_OK && cached && settled(id) && !remember(cache_dir, path, id, out)) {
-        mp_log_write(log, MEPIC_LOG_WARN, "the model's digest could not be kept in %s: %s", path, strerror(errno));
-    }
+    if (status == MEPIC_OK && cached && settled(id)) remember(path, id, out, log);
     return status;
 }
