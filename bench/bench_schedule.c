@@ -72,6 +72,7 @@ int main(int argc, char **argv) {
     mp_fault fault = { 0 };
     uint32_t context = 2 * TEXT + n_chunks * CHUNK + n_steps + 1000;
     mp_scheduler_config config = { .page_size = 16,
+                                   .cell_tokens = 256,
                                    .n_pages =
                                        N_DOCUMENTS * CHUNK / 16 + n_requests * (context - n_chunks * CHUNK / 2) / 16,
                                    .max_running = n_requests,

@@ -87,14 +87,14 @@ static mp_cell_ref *add_ref(world *w, uint32_t seq, uint32_t cell, bool run_star
                           .seq = seq,
                           .next = c->first_reader,
                           .prev = MP_NONE,
-                          .hi = MP_CELL_TOKENS,
-                          .mask = 0xffff,
+                          .hi = MP_CPU_CELL_TOKENS,
+                          .mask = UINT64_MAX,
                           .run_start = run_start };
     c->first_reader = id;
     c->n_readers++;
-    if (rnd(3) == 0) ref->mask = (uint16_t)rnd(65536);
+    if (rnd(3) == 0) ref->mask = rnd(65536);
     if (rnd(4) == 0) ref->lo = (uint16_t)rnd(c->n_tokens);
-    if (rnd(4) == 0) ref->hi = (uint16_t)(ref->lo + rnd(MP_CELL_TOKENS - ref->lo + 1));
+    if (rnd(4) == 0) ref->hi = (uint16_t)(ref->lo + rnd(MP_CPU_CELL_TOKENS - ref->lo + 1));
     return ref;
 }
 
@@ -106,8 +106,8 @@ static void fill_plan(world *w) {
         length[i] = 1 + rnd(600);
         start[i] = rnd(800);
         first_cell[i] = w->plan.n_used;
-        for (uint32_t t = 0; t < length[i]; t += MP_CELL_TOKENS) {
-            new_cell(w, length[i] - t < MP_CELL_TOKENS ? length[i] - t : MP_CELL_TOKENS);
+        for (uint32_t t = 0; t < length[i]; t += MP_CPU_CELL_TOKENS) {
+            new_cell(w, length[i] - t < MP_CPU_CELL_TOKENS ? length[i] - t : MP_CPU_CELL_TOKENS);
         }
     }
     uint32_t common = MP_NONE;
@@ -116,8 +116,8 @@ static void fill_plan(world *w) {
         for (uint32_t i = 0; i < n_chunks; i++) {
             if (rnd(3) == 0) continue;
             position += (int32_t)rnd(50);
-            for (uint32_t t = 0; t < length[i]; t += MP_CELL_TOKENS) {
-                mp_cell_ref *ref = add_ref(w, seq, first_cell[i] + t / MP_CELL_TOKENS, t == 0);
+            for (uint32_t t = 0; t < length[i]; t += MP_CPU_CELL_TOKENS) {
+                mp_cell_ref *ref = add_ref(w, seq, first_cell[i] + t / MP_CPU_CELL_TOKENS, t == 0);
                 ref->shared = true;
                 ref->base = position - (int32_t)start[i];
                 ref->first = position + (int32_t)t;
@@ -125,13 +125,13 @@ static void fill_plan(world *w) {
             position += (int32_t)length[i];
         }
         w->stream[seq] = SEQ_ROWS + rnd(600);
-        for (uint32_t t = 0; t < w->stream[seq]; t += MP_CELL_TOKENS) {
-            uint32_t n = w->stream[seq] - t < MP_CELL_TOKENS ? w->stream[seq] - t : MP_CELL_TOKENS, cell;
-            if (t == 0 && n == MP_CELL_TOKENS && common != MP_NONE && rnd(2)) {
+        for (uint32_t t = 0; t < w->stream[seq]; t += MP_CPU_CELL_TOKENS) {
+            uint32_t n = w->stream[seq] - t < MP_CPU_CELL_TOKENS ? w->stream[seq] - t : MP_CPU_CELL_TOKENS, cell;
+            if (t == 0 && n == MP_CPU_CELL_TOKENS && common != MP_NONE && rnd(2)) {
                 cell = common;
             } else {
                 cell = new_cell(w, n);
-                if (t == 0 && n == MP_CELL_TOKENS) common = cell;
+                if (t == 0 && n == MP_CPU_CELL_TOKENS) common = cell;
             }
             add_ref(w, seq, cell, t == 0)->first = (int32_t)t;
         }
@@ -273,7 +273,7 @@ static double attend_slow(const world *w, const mp_row *row, const float *q, uin
     for (int pass = 0; pass < 2; pass++) {
         for (uint32_t k = 0; k < seq->n_refs; k++) {
             const mp_cell_ref *ref = &seq->refs[k];
-            for (uint32_t i = 0; i < MP_CELL_TOKENS; i++) {
+            for (uint32_t i = 0; i < MP_CPU_CELL_TOKENS; i++) {
                 if (!sees(w, ref, row, i)) continue;
                 mp_page page = w->plan.cells[ref->cell].pages[i / w->plan.page_size];
                 uint32_t slot = i % w->plan.page_size;

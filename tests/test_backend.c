@@ -83,7 +83,9 @@ static void set_step(fixture *f, uint32_t first, uint32_t n) {
     uint32_t n_tokens = first + n;
     f->cell = (mp_cell){ .n_pages = (n_tokens + PAGE_SIZE - 1) / PAGE_SIZE, .n_tokens = n_tokens, .n_readers = 1 };
     for (uint32_t i = 0; i < f->cell.n_pages; i++) f->cell.pages[i] = 3 + i;
-    f->ref = (mp_cell_ref){ .next = MP_NONE, .prev = MP_NONE, .hi = MP_CELL_TOKENS, .mask = 0xffff, .run_start = true };
+    f->ref = (mp_cell_ref){
+        .next = MP_NONE, .prev = MP_NONE, .hi = MP_CELL_TOKENS_MAX, .mask = UINT64_MAX, .run_start = true
+    };
     f->seq = (mp_plan_seq){ .row = 0, .n_rows = n, .n_refs = 1, .refs = &f->ref };
     f->zero = 0;
     f->plan = (mp_plan){ .page_size = PAGE_SIZE,

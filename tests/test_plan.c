@@ -38,10 +38,13 @@ typedef struct naive_seq {
 static naive_seq seqs[N_SEQS];
 static chunk chunks[N_CHUNKS];
 
-static mp_plan *open_plan(mp_fault *fault, uint32_t page_size) {
-    mp_plan_config config = {
-        .page_size = page_size, .n_pages = N_PAGES, .max_seqs = N_SEQS, .max_refs = 64, .fault = fault
-    };
+static mp_plan *open_plan(mp_fault *fault, uint32_t page_size, uint32_t cell_tokens) {
+    mp_plan_config config = { .page_size = page_size,
+                              .cell_tokens = cell_tokens,
+                              .n_pages = N_PAGES,
+                              .max_seqs = N_SEQS,
+                              .max_refs = 64,
+                              .fault = fault };
     mp_plan *plan;
     assert_int_equal(mp_plan_open(&config, &plan, NULL), MEPIC_OK);
     return plan;
@@ -107,7 +110,7 @@ static void sequences_see_what_they_were_given(void **state) {
     for (uint32_t round = 0; round < 20; round++) {
         mp_fault fault = { 0 };
         uint32_t page_size = round % 4 == 0 ? 64 : 16;
-        mp_plan *plan = open_plan(&fault, page_size);
+        mp_plan *plan = open_plan(&fault, page_size, 128u << round % 4);
         mepic_error err;
         mp_page next = 0;
         for (uint32_t c = 0; c < N_CHUNKS; c++) {
@@ -144,7 +147,7 @@ static void sequences_see_what_they_were_given(void **state) {
 static void a_chunk_is_one_list_of_cells_for_all_readers(void **state) {
     (void)state;
     mp_fault fault = { 0 };
-    mp_plan *plan = open_plan(&fault, 16);
+    mp_plan *plan = open_plan(&fault, 16, 256);
     mp_page pages[40];
     for (uint32_t i = 0; i < 40; i++) pages[i] = i;
     for (uint32_t id = 0; id < N_SEQS; id++) {
@@ -165,7 +168,7 @@ static void a_chunk_is_one_list_of_cells_for_all_readers(void **state) {
 static void cells_of_which_nothing_is_seen_are_left_out(void **state) {
     (void)state;
     mp_fault fault = { 0 };
-    mp_plan *plan = open_plan(&fault, 16);
+    mp_plan *plan = open_plan(&fault, 16, 256);
     mp_page pages[40];
     uint16_t hidden[40] = { 0 };
     for (uint32_t i = 0; i < 40; i++) pages[i] = i;
@@ -185,7 +188,7 @@ static void cells_of_which_nothing_is_seen_are_left_out(void **state) {
 static void full_cells_of_equal_streams_become_one(void **state) {
     (void)state;
     mp_fault fault = { 0 };
-    mp_plan *plan = open_plan(&fault, 16);
+    mp_plan *plan = open_plan(&fault, 16, 256);
     mp_page a[32], b[32];
     for (uint32_t i = 0; i < 32; i++) a[i] = i, b[i] = 100 + i;
     mp_plan_extend(plan, 0, a, 300);

@@ -26,6 +26,7 @@ static int32_t canonical[40];
 static mp_scheduler_config small(bench *b, uint32_t n_pages) {
     for (int32_t i = 0; i < 40; i++) canonical[i] = 1000000 + i;
     return (mp_scheduler_config){ .page_size = PAGE,
+                                  .cell_tokens = 256,
                                   .n_pages = n_pages,
                                   .max_running = 64,
                                   .max_jobs = 4,

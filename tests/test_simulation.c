@@ -137,6 +137,7 @@ static void open_world(world *w) {
     memset(w, 0, sizeof *w);
     mp_scheduler_config *c = &w->config;
     c->page_size = chance(80) ? 16 : 32;
+    c->cell_tokens = chance(70) ? 256 : chance(50) ? 128 : 1024;
     c->n_pages = 48 + random_below(chance(70) ? 64 : 400);
     c->max_running = 1 + random_below(16);
     c->max_jobs = 1 + random_below(4);

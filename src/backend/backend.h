@@ -56,7 +56,8 @@ typedef enum mp_act {
 } mp_act;
 
 typedef struct mp_backend_ops {
-    const char *name; /* "cpu" */
+    const char *name;     /* "cpu" */
+    uint32_t cell_tokens; /* of the plans it reads */
     mepic_status (*open)(const mp_backend_config *config, mp_backend **out, mepic_error *err);
     void (*close)(mp_backend *b);
     /* "cpu/avx512-vnni": with the kernel version, part of the model digest. Valid until close. */

@@ -184,6 +184,7 @@ static mepic_status open_scheduler(mepic_engine *e, mepic_error *err) {
     if (!e->sha) return mp_fail_nomem(err, "a hash", 0);
     mp_scheduler_config config = {
         .page_size = o->page_size,
+        .cell_tokens = e->backend->ops->cell_tokens,
         .n_pages = o->pages,
         .max_running = o->max_running,
         .max_jobs = MP_MAX_JOBS,

@@ -44,6 +44,7 @@ mepic_status mp_plan_open(const mp_plan_config *config, mp_plan **out, mepic_err
     mp_plan *plan = mp_calloc(1, sizeof *plan);
     if (!plan) return mp_fail_nomem(err, "the plan", sizeof *plan);
     plan->page_size = config->page_size;
+    plan->cell_tokens = config->cell_tokens;
     plan->max_seqs = config->max_seqs;
     plan->max_refs = config->max_refs;
     plan->max_cells = config->n_pages + config->max_seqs;
@@ -166,25 +167,25 @@ static uint32_t shared_cell(mp_plan *plan, const mp_page *pages, uint32_t n_page
 }
 
 /* Bits of the cell's pages that hold a token of [lo, hi) and are not hidden. */
-static uint16_t seen_pages(uint32_t page_size, uint32_t lo, uint32_t hi, const uint16_t *hidden) {
-    uint16_t mask = 0;
+static uint64_t seen_pages(uint32_t page_size, uint32_t lo, uint32_t hi, const uint16_t *hidden) {
+    uint64_t mask = 0;
     for (uint32_t p = lo / page_size; p * page_size < hi; p++) {
-        if (!hidden || !hidden[p]) mask |= (uint16_t)(1u << p);
+        if (!hidden || !hidden[p]) mask |= UINT64_C(1) << p;
     }
     return mask;
 }
 
 void mp_plan_add_run(mp_plan *plan, uint32_t seq, const mp_run *run) {
-    uint32_t per_cell = MP_CELL_TOKENS / plan->page_size;
+    uint32_t per_cell = plan->cell_tokens / plan->page_size;
     bool run_start = true;
-    for (uint32_t start = 0; start < run->n_tokens; start += MP_CELL_TOKENS) {
-        uint32_t n = run->n_tokens - start < MP_CELL_TOKENS ? run->n_tokens - start : MP_CELL_TOKENS;
+    for (uint32_t start = 0; start < run->n_tokens; start += plan->cell_tokens) {
+        uint32_t n = run->n_tokens - start < plan->cell_tokens ? run->n_tokens - start : plan->cell_tokens;
         uint32_t lo = run->lo > start ? run->lo - start : 0;
         uint32_t hi = run->hi > start ? run->hi - start : 0;
         if (hi > n) hi = n;
         if (lo >= hi) continue;
-        uint32_t page = start / MP_CELL_TOKENS * per_cell;
-        uint16_t mask = seen_pages(plan->page_size, lo, hi, run->hidden ? run->hidden + page : NULL);
+        uint32_t page = start / plan->cell_tokens * per_cell;
+        uint64_t mask = seen_pages(plan->page_size, lo, hi, run->hidden ? run->hidden + page : NULL);
         if (mask == 0) continue;
         uint32_t n_pages = (n + plan->page_size - 1) / plan->page_size;
         uint32_t cell = shared_cell(plan, run->pages + page, n_pages, n);
@@ -213,22 +214,22 @@ static mp_cell_ref *start_private_cell(mp_plan *plan, uint32_t seq, uint32_t fir
     mp_cell_ref *ref = cell == MP_NONE ? NULL : add_ref(plan, seq, cell);
     if (!ref) return NULL;
     ref->first = (int32_t)first;
-    ref->mask = UINT16_MAX;
+    ref->mask = UINT64_MAX;
     ref->run_start = first == 0;
     return ref;
 }
 
 void mp_plan_extend(mp_plan *plan, uint32_t seq, const mp_page *pages, uint32_t n_tokens) {
     seq_state *state = &plan->index->state[seq];
-    uint32_t per_cell = MP_CELL_TOKENS / plan->page_size;
+    uint32_t per_cell = plan->cell_tokens / plan->page_size;
     while (state->n_tokens < n_tokens) {
-        uint32_t k = state->n_tokens / MP_CELL_TOKENS;
-        uint32_t first = k * MP_CELL_TOKENS;
+        uint32_t k = state->n_tokens / plan->cell_tokens;
+        uint32_t first = k * plan->cell_tokens;
         bool fresh = state->n_tokens == first;
         mp_cell_ref *ref = fresh ? start_private_cell(plan, seq, first) : private_ref(plan, seq, k);
         if (!ref) return;
         mp_cell *cell = &plan->cells[ref->cell];
-        uint32_t n = n_tokens - first < MP_CELL_TOKENS ? n_tokens - first : MP_CELL_TOKENS;
+        uint32_t n = n_tokens - first < plan->cell_tokens ? n_tokens - first : plan->cell_tokens;
         while (cell->n_pages * plan->page_size < n) {
             cell->pages[cell->n_pages] = pages[k * per_cell + cell->n_pages];
             cell->n_pages++;
@@ -240,7 +241,7 @@ void mp_plan_extend(mp_plan *plan, uint32_t seq, const mp_page *pages, uint32_t 
 }
 
 void mp_plan_replace(mp_plan *plan, uint32_t seq, uint32_t i, mp_page page) {
-    uint32_t per_cell = MP_CELL_TOKENS / plan->page_size;
+    uint32_t per_cell = plan->cell_tokens / plan->page_size;
     seq_state *state = &plan->index->state[seq];
     if (!mp_invariant(plan->index->fault, i / per_cell >= state->n_settled, "a replaced page is not shared")) return;
     plan->cells[private_ref(plan, seq, i / per_cell)->cell].pages[i % per_cell] = page;
@@ -248,7 +249,7 @@ void mp_plan_replace(mp_plan *plan, uint32_t seq, uint32_t i, mp_page page) {
 
 void mp_plan_settle(mp_plan *plan, uint32_t seq) {
     seq_state *state = &plan->index->state[seq];
-    for (; (state->n_settled + 1) * MP_CELL_TOKENS <= state->n_tokens; state->n_settled++) {
+    for (; (state->n_settled + 1) * plan->cell_tokens <= state->n_tokens; state->n_settled++) {
         mp_cell_ref *ref = private_ref(plan, seq, state->n_settled);
         uint32_t *by_last = &plan->index->by_last[last_page(&plan->cells[ref->cell])];
         if (*by_last == MP_NONE) {
@@ -316,7 +317,7 @@ bool mp_plan_check(const mp_plan *plan, mepic_error *err) {
     }
     for (uint32_t i = 0; i < plan->max_seqs; i++) {
         const seq_state *state = &plan->index->state[i];
-        uint32_t n_private = (state->n_tokens + MP_CELL_TOKENS - 1) / MP_CELL_TOKENS;
+        uint32_t n_private = (state->n_tokens + plan->cell_tokens - 1) / plan->cell_tokens;
         if (plan->seqs[i].n_refs != state->n_shared + n_private)
             return mp_fail(err, MEPIC_ERR_BROKEN, "sequence %u: %u refs", i, plan->seqs[i].n_refs) == MEPIC_OK;
         n_refs += plan->seqs[i].n_refs;

@@ -6,9 +6,9 @@
  *   sequence s ── refs[0..n) in fold order: shared runs by position, then its private stream ──► cell ──► pages
  *                      each ref: base, range, page mask                  cell ──► its readers (a list through refs)
  *
- * Cell: MP_CELL_TOKENS consecutive tokens of a run counted from the run's start (the last one may be shorter). A full
- * cell is found by its last page, which names the whole chain before it; so a chunk read by many requests, or a common
- * beginning of private streams, is one cell with many readers.
+ * Cell: cell_tokens consecutive tokens of a run counted from the run's start (the last one may be shorter); how many is
+ * the backend's wish. A full cell is found by its last page, which names the whole chain before it; so a chunk read by
+ * many requests, or a common beginning of private streams, is one cell with many readers.
  *
  * Meaning. A row of sequence s sees token i of the cell behind refs[k] when
  *     lo <= i < hi, bit (i / page_size) of mask is set, and
@@ -24,14 +24,14 @@
 
 #include "base/status.h"
 
-#define MP_CELL_TOKENS 256u
-#define MP_CELL_MAX_PAGES 16u /* page_size >= 16 */
+#define MP_CELL_TOKENS_MAX 1024u
+#define MP_CELL_PAGES_MAX 64u /* page_size >= 16 */
 #define MP_NONE UINT32_MAX
 
 typedef uint32_t mp_page; /* index into the pool; MP_NONE: none */
 
 typedef struct mp_cell {
-    mp_page pages[MP_CELL_MAX_PAGES];
+    mp_page pages[MP_CELL_PAGES_MAX];
     uint32_t n_pages;
     uint32_t n_tokens;
     uint32_t first_reader; /* ref id, MP_NONE when the cell is free */
@@ -44,8 +44,8 @@ typedef struct mp_cell_ref {
     uint32_t next, prev; /* other readers of the cell, as ref ids; MP_NONE at the ends */
     int32_t base;        /* position minus angle */
     int32_t first;
+    uint64_t mask;       /* bit p: page p of the cell may be seen */
     uint16_t lo, hi;
-    uint16_t mask; /* bit p: page p of the cell may be seen */
     bool shared;
     bool run_start;
 } mp_cell_ref;
@@ -57,7 +57,7 @@ typedef struct mp_plan_seq {
 } mp_plan_seq;
 
 typedef struct mp_plan {
-    uint32_t page_size, max_seqs, max_refs, max_cells;
+    uint32_t page_size, cell_tokens, max_seqs, max_refs, max_cells;
     mp_plan_seq *seqs; /* [max_seqs] */
     mp_cell *cells;    /* [max_cells] */
     uint32_t *used;    /* [n_used] cells with readers, in no order */

@@ -17,11 +17,12 @@
 #include "kv/plan.h"
 
 typedef struct mp_plan_config {
-    uint32_t page_size; /* 16, 32, 64 or 128 */
-    uint32_t n_pages;   /* of the pool */
+    uint32_t page_size;   /* 16, 32, 64 or 128 */
+    uint32_t cell_tokens; /* a power of two: 128 to MP_CELL_TOKENS_MAX, at most MP_CELL_PAGES_MAX pages */
+    uint32_t n_pages;     /* of the pool */
     uint32_t max_seqs;
-    uint32_t max_refs; /* cells a sequence reads */
-    mp_fault *fault;   /* borrowed */
+    uint32_t max_refs;    /* cells a sequence reads */
+    mp_fault *fault;      /* borrowed */
 } mp_plan_config;
 
 mepic_status mp_plan_open(const mp_plan_config *config, mp_plan **out, mepic_error *err);

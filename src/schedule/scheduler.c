@@ -9,8 +9,12 @@
 
 static mepic_status check_config(const mp_scheduler_config *c, mepic_error *err) {
     bool power = (c->page_size & (c->page_size - 1)) == 0;
-    if (!power || c->page_size < MP_CELL_TOKENS / MP_CELL_MAX_PAGES || c->page_size > MP_PAGE_TOKENS_MAX)
+    if (!power || c->page_size < 16 || c->page_size > MP_PAGE_TOKENS_MAX)
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "page_size %u is not 16, 32, 64 or 128", c->page_size);
+    power = (c->cell_tokens & (c->cell_tokens - 1)) == 0;
+    if (!power || c->cell_tokens < MP_PAGE_TOKENS_MAX || c->cell_tokens > MP_CELL_TOKENS_MAX)
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "cell_tokens %u is not a power of two from %u to %u", c->cell_tokens,
+                       MP_PAGE_TOKENS_MAX, MP_CELL_TOKENS_MAX);
     if (c->n_pages == 0 || c->n_pages > INT32_MAX)
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "pages %u is not between 1 and %d", c->n_pages, INT32_MAX);
     if (c->context < 2 || c->context > (1u << 30))
@@ -30,8 +34,8 @@ static mepic_status check_config(const mp_scheduler_config *c, mepic_error *err)
  * may end in a cell that is not full; a chunk's linked tokens may stand in cells of its shared run as well. A job: the
  * canonical context and a chunk. */
 static uint32_t max_refs(const mp_scheduler_config *c) {
-    uint32_t of_request = 2 * (c->context / MP_CELL_TOKENS) + c->context / MP_CHUNK_TOKENS_MIN + 2;
-    uint32_t of_job = c->n_canonical / MP_CELL_TOKENS + c->context / MP_CELL_TOKENS + 2;
+    uint32_t of_request = 2 * (c->context / c->cell_tokens) + c->context / MP_CHUNK_TOKENS_MIN + 2;
+    uint32_t of_job = c->n_canonical / c->cell_tokens + c->context / c->cell_tokens + 2;
     return of_request > of_job ? of_request : of_job;
 }
 
@@ -66,6 +70,7 @@ mepic_status mp_scheduler_open(const mp_scheduler_config *config, mp_scheduler *
     s->config = *config;
     s->fault = config->fault;
     mp_plan_config plan = { .page_size = config->page_size,
+                            .cell_tokens = config->cell_tokens,
                             .n_pages = config->n_pages,
                             .max_seqs = config->max_running + config->max_jobs,
                             .max_refs = max_refs(config),

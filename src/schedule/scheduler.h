@@ -27,6 +27,7 @@ typedef struct mp_request mp_request; /* schedule/request.h, private to schedule
 
 typedef struct mp_scheduler_config {
     uint32_t page_size, n_pages;
+    uint32_t cell_tokens;  /* the backend's */
     uint32_t max_running;  /* requests; jobs have further sequences of their own */
     uint32_t max_jobs;     /* jobs computed together, e.g. 4 */
     uint32_t max_queued;

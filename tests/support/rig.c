@@ -46,6 +46,7 @@ rig *rig_open(const rig_options *options) {
     must(mp_backend_cpu.open(&backend, &r->backend, &err), &err);
     mp_scheduler_config config = {
         .page_size = o->page_size,
+        .cell_tokens = r->backend->ops->cell_tokens,
         .n_pages = o->n_pages,
         .max_running = o->max_running,
         .max_jobs = 4,

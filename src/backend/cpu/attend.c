@@ -36,7 +36,7 @@ typedef struct scratch {
     float *runs;    /* [, stride] state of the current run */
     float *results; /* [, stride] state of the runs before it */
     float *cells;   /* [MP_QUERY_TILE, stride] */
-    float *weights; /* [MP_QUERY_TILE, MP_CELL_TOKENS] */
+    float *weights; /* [MP_QUERY_TILE, MP_CPU_CELL_TOKENS] */
     mp_key_range ranges[ITEM_QUERIES];
     float *states[ITEM_QUERIES];
 } scratch;
@@ -74,8 +74,8 @@ struct mp_attend {
 
 static bool open_scratch(mp_attend *at) {
     uint32_t n = mp_threads_count(at->cfg.threads);
-    size_t per_thread =
-        (size_t)ITEM_QUERIES * (at->head_dim + 2 * at->stride) + (size_t)MP_QUERY_TILE * (at->stride + MP_CELL_TOKENS);
+    size_t per_thread = (size_t)ITEM_QUERIES * (at->head_dim + 2 * at->stride) +
+                        (size_t)MP_QUERY_TILE * (at->stride + MP_CPU_CELL_TOKENS);
     at->scratch = mp_calloc(n, sizeof *at->scratch);
     at->scratch_bytes = n * per_thread * sizeof(float);
     at->scratch_floats = mp_alloc_aligned(64, at->scratch_bytes);
@@ -188,9 +188,9 @@ void mp_attend_begin(mp_attend *at, const mp_step *step) {
 /* ---- One cell ---------------------------------------------------------------------------------------------------- */
 
 /* Spreads page bits over groups of 16 tokens. */
-static uint16_t groups_of_pages(uint16_t mask, uint32_t page_size) {
+static uint16_t groups_of_pages(uint64_t mask, uint32_t page_size) {
     uint32_t per_page = page_size / MP_GROUP_TOKENS;
-    if (per_page == 1) return mask;
+    if (per_page == 1) return (uint16_t)mask;
     uint32_t groups = 0;
     for (uint32_t g = 0; g < MP_CELL_GROUPS; g++) groups |= (uint32_t)(mask >> g / per_page & 1) << g;
     return (uint16_t)groups;

@@ -456,6 +456,7 @@ static void cpu_page_write(mp_backend *b, mp_page page, const void *src) {
 
 const mp_backend_ops mp_backend_cpu = {
     .name = "cpu",
+    .cell_tokens = MP_CPU_CELL_TOKENS,
     .open = cpu_open,
     .close = cpu_close,
     .numerics = cpu_numerics,

@@ -80,7 +80,7 @@ MP_INLINE void score_groups(const mepic_kv_type type, const int R, const int G, 
     UNROLL for (int r = 0; r < R; r++) {
         UNROLL for (int g = 0; g < G; g++) {
             uint16_t lanes = visible_lanes(&tile->ranges[r], list[g]);
-            v_store(column + (size_t)r * MP_CELL_TOKENS + (size_t)g * 16, v_select(lanes, sum[r][g], hidden));
+            v_store(column + (size_t)r * MP_CPU_CELL_TOKENS + (size_t)g * 16, v_select(lanes, sum[r][g], hidden));
         }
     }
 }
@@ -119,7 +119,7 @@ MP_INLINE void value_dims(const mepic_kv_type type, const int R, const int D, co
                 value[i] = load_kv(type, v, (size_t)t * tile->head_dim + dim + (size_t)i * 16);
             }
             UNROLL for (int r = 0; r < R; r++) {
-                v16f weight = v_set(p[(size_t)r * MP_CELL_TOKENS + t]);
+                v16f weight = v_set(p[(size_t)r * MP_CPU_CELL_TOKENS + t]);
                 UNROLL for (int i = 0; i < D; i++) sum[r][i] = v_fma(weight, value[i], sum[r][i]);
             }
         }
@@ -146,7 +146,7 @@ MP_INLINE void attend_tile(const mepic_kv_type type, const int R, const mp_query
 
     for (int r = 0; r < R; r++) {
         float *state = tile->states[r];
-        weigh(tile->weights + (size_t)r * MP_CELL_TOKENS, n, &state[tile->head_dim], &state[tile->head_dim + 1]);
+        weigh(tile->weights + (size_t)r * MP_CPU_CELL_TOKENS, n, &state[tile->head_dim], &state[tile->head_dim + 1]);
     }
 
     uint32_t dim = 0;

@@ -31,7 +31,7 @@ typedef struct mp_query_tile {
     const float *q;             /* [n, head_dim], turned and scaled */
     const mp_key_range *ranges; /* [n] */
     float *const *states;       /* [n] -> [head_dim + MP_STATE_EXTRA], written */
-    float *weights;             /* scratch [MP_QUERY_TILE, MP_CELL_TOKENS] */
+    float *weights;             /* scratch [MP_QUERY_TILE, MP_CPU_CELL_TOKENS] */
 } mp_query_tile;
 
 struct mp_attend_kernels {

@@ -13,8 +13,9 @@
 
 #include "kv/plan.h"
 
+#define MP_CPU_CELL_TOKENS 256u
 #define MP_GROUP_TOKENS 16u
-#define MP_CELL_GROUPS (MP_CELL_TOKENS / MP_GROUP_TOKENS)
+#define MP_CELL_GROUPS (MP_CPU_CELL_TOKENS / MP_GROUP_TOKENS)
 
 typedef struct mp_slab {
     uint8_t *data;
