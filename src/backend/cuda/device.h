@@ -1,8 +1,8 @@
 /* The GPU as the backend holds it: device, stream, allocations, and the first error that made it unusable.
  *
- * Owned by the backend, used by its stepping thread. A CUDA error is sticky: after it every call of the context fails, so
- * the first one is kept with its place, and what comes later is not looked at. No state outside this struct: two engines
- * in one process, on one device or two, do not know of each other. */
+ * Owned by the backend, used by its stepping thread. A CUDA error is sticky: after it every call of the context fails,
+ * so the first one is kept with its place, and what comes later is not looked at. No state outside this struct: two
+ * engines in one process, on one device or two, do not know of each other. */
 #ifndef MEPIC_BACKEND_CUDA_DEVICE_H
 #define MEPIC_BACKEND_CUDA_DEVICE_H
 
@@ -32,8 +32,8 @@ mepic_status mp_cu_device_open(uint32_t id, mp_cu_device *out, mepic_error *err)
 /* Waits for the stream and frees everything. A zeroed struct is a no-op. */
 void mp_cu_device_close(mp_cu_device *d);
 
-/* Device or pinned host memory that lives until close; ERR_NOMEM says what it was for, how much is free and how much there
- * is. Contents undefined. */
+/* Device or pinned host memory that lives until close; ERR_NOMEM says what it was for, how much is free and how much
+ * there is. Contents undefined. */
 mepic_status mp_cu_take(mp_cu_device *d, size_t bytes, const char *what, void **out, mepic_error *err);
 mepic_status mp_cu_take_pinned(mp_cu_device *d, size_t bytes, const char *what, void **out, mepic_error *err);
 

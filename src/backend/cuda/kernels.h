@@ -1,9 +1,9 @@
-/* What the host side of the CUDA backend and its kernels share: the layout of a page, a step's work as the device sees it,
- * and the launchers. A launcher puts its kernels on `stream` and returns at once; nothing here allocates, waits or keeps
- * state. Every pointer in these structs is device memory unless its comment says host.
+/* What the host side of the CUDA backend and its kernels share: the layout of a page, a step's work as the device sees
+ * it, and the launchers. A launcher puts its kernels on `stream` and returns at once; nothing here allocates, waits or
+ * keeps state. Every pointer in these structs is device memory unless its comment says host.
  *
- * Row counts. Launchers that go into a CUDA graph take the graph's row bucket (grid sizes) and read the real counts from
- * mp_cu_work in device memory, so one graph serves every step of that bucket.
+ * Row counts. Launchers that go into a CUDA graph take the graph's row bucket (grid sizes) and read the real counts
+ * from mp_cu_work in device memory, so one graph serves every step of that bucket.
  *
  * Layout of a block, the KV of one (page, layer, kv head); bf16:
  *
@@ -105,8 +105,8 @@ typedef struct mp_cu_work {
 
 /* ---- Attention --------------------------------------------------------------------------------------------------- */
 
-/* Rotation by exact fixed-point turns: the angle of pair i at delta is the fraction of delta * turns[i] / 2^64, whatever
- * the size of delta; keys (at store) and queries use the same function. */
+/* Rotation by exact fixed-point turns: the angle of pair i at delta is the fraction of delta * turns[i] / 2^64,
+ * whatever the size of delta; keys (at store) and queries use the same function. */
 typedef struct mp_cu_rope {
     const uint64_t *turns; /* [n_pairs] turns per position, times 2^64 */
     uint32_t n_pairs;      /* dimensions 2 * n_pairs and up are not turned */
@@ -133,7 +133,7 @@ typedef struct mp_cu_attend {
 } mp_cu_attend;
 
 /* Decode items, the fold of their partial states, prefill blocks. `a` is host memory, copied at the call. */
-cudaError_t mp_cu_attend_open(int device); /* sets kernel attributes (shared memory); once a process and device is enough */
+cudaError_t mp_cu_attend_open(int device); /* sets kernel attributes; again for the same device is harmless */
 cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream);
 cudaError_t mp_cu_attend_fold(const mp_cu_attend *a, cudaStream_t stream);
 cudaError_t mp_cu_attend_prefill(const mp_cu_attend *a, cudaStream_t stream);
@@ -146,8 +146,8 @@ uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads);
 cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const mp_bf16 *table, uint32_t n_embd, float *x,
                         cudaStream_t stream);
 /* h = x / rms(x) * weight, h bf16. rows: NULL, or the step rows to take (logit_rows): h[i] = norm(x[rows[i]]). */
-cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x, const float *weight,
-                       float eps, uint32_t n_embd, mp_bf16 *h, cudaStream_t stream);
+cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
+                       const float *weight, float eps, uint32_t n_embd, mp_bf16 *h, cudaStream_t stream);
 
 typedef struct mp_cu_store {
     uint32_t head_dim, n_heads, n_kv_heads, page_size;
