@@ -1,23 +1,9 @@
-/* Where tests find real models and golden data; what is not there is skipped. */
+/* Where tests find golden data; what is not there is skipped. */
 #ifndef MEPIC_TESTS_GOLDEN_H
 #define MEPIC_TESTS_GOLDEN_H
 
 #include <jansson.h>
-#include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
-
-/* The path of a file in the model cache; false: not there. */
-static inline bool golden_model(const char *file, char *path, size_t cap) {
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (cache && *cache) {
-        snprintf(path, cap, "%s/mepic/models/%s", cache, file);
-    } else {
-        snprintf(path, cap, "%s/.cache/mepic/models/%s", home ? home : "", file);
-    }
-    return access(path, R_OK) == 0;
-}
 
 /* A golden file: tests/golden/NAME, or ../shared/golden/NAME; tests run in the source directory. NULL: not there. */
 static inline json_t *golden_load(const char *name) {

@@ -17,15 +17,16 @@
 #include <mepic.h>
 
 #include "golden.h"
+#include "support/models.h"
 #include "support/oracle.h"
 
 static const struct {
     const char *name, *file;
     uint32_t oracle_tokens; /* longest prompt that the oracle is asked for: it is slow */
 } models[] = {
-    { "smollm2-135m", "SmolLM2-135M-Instruct.Q4_1.gguf", 200 },
-    { "qwen0.5b", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", 20 },
-    { "qwen1.5b", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", 0 },
+    { "smollm2-135m", SMOLLM2, 200 },
+    { "qwen0.5b", QWEN_0_5B, 20 },
+    { "qwen1.5b", QWEN_1_5B, 0 },
 };
 
 static const char *model_name;
@@ -318,7 +319,7 @@ static bool find_model(const char *name) {
         if (strcmp(models[i].name, name) != 0) continue;
         model_name = models[i].name;
         oracle_tokens = models[i].oracle_tokens;
-        return golden_model(models[i].file, model_path, sizeof model_path);
+        return real_model_find(models[i].file, model_path, sizeof model_path);
     }
     return false;
 }

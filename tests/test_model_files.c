@@ -5,11 +5,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "model/rope.h"
+#include "support/models.h"
 
 enum { SKIPPED = 77 };
 
@@ -21,30 +20,16 @@ static const struct {
     bool tied;
     mp_dtype embd, down;
 } models[] = {
-    { "SmolLM2-135M-Instruct.Q4_1.gguf", MP_ARCH_LLAMA, 30, 576, 1536, 49152, 8192, 9, 3, 64, 1e5f, true, MP_DTYPE_Q8_0,
-      MP_DTYPE_Q4_1 },
-    { "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", MP_ARCH_QWEN2, 24, 896, 4864, 151936, 32768, 14, 2, 64, 1e6f, false,
-      MP_DTYPE_Q5_0, MP_DTYPE_Q6_K },
-    { "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", MP_ARCH_QWEN2, 28, 1536, 8960, 151936, 32768, 12, 2, 128, 1e6f, false,
-      MP_DTYPE_Q4_K, MP_DTYPE_Q6_K },
+    { SMOLLM2, MP_ARCH_LLAMA, 30, 576, 1536, 49152, 8192, 9, 3, 64, 1e5f, true, MP_DTYPE_Q8_0, MP_DTYPE_Q4_1 },
+    { QWEN_0_5B, MP_ARCH_QWEN2, 24, 896, 4864, 151936, 32768, 14, 2, 64, 1e6f, false, MP_DTYPE_Q5_0, MP_DTYPE_Q6_K },
+    { QWEN_1_5B, MP_ARCH_QWEN2, 28, 1536, 8960, 151936, 32768, 12, 2, 128, 1e6f, false, MP_DTYPE_Q4_K, MP_DTYPE_Q6_K },
 };
-static const char refused[] = "gemma3-270m-q4_k_m.gguf";
-
-/* Where ./dev models keeps them. False: not there. */
-static bool find_model(const char *file, char *path, size_t cap) {
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (cache)
-        snprintf(path, cap, "%s/mepic/models/%s", cache, file);
-    else
-        snprintf(path, cap, "%s/.cache/mepic/models/%s", home ? home : "", file);
-    return access(path, R_OK) == 0;
-}
 
 static void real_models(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char path[1024];
-        if (!find_model(models[i].file, path, sizeof path)) continue;
+        if (!real_model_find(models[i].file, path, sizeof path)) continue;
         mp_model *m;
         mepic_error err;
         if (mp_model_open(path, &m, &err) != MEPIC_OK) fail_msg("%s", err.message);
@@ -71,7 +56,7 @@ static void real_models(void **state) {
 static void gemma_is_refused_by_name_and_still_a_good_container(void **state) {
     (void)state;
     char path[1024];
-    if (!find_model(refused, path, sizeof path)) skip();
+    if (!real_model_find(GEMMA3_270M, path, sizeof path)) skip();
     mp_model *m;
     mp_gguf *gguf;
     mepic_error err;
@@ -86,9 +71,9 @@ static void gemma_is_refused_by_name_and_still_a_good_container(void **state) {
 
 int main(void) {
     char path[1024];
-    bool any = find_model(refused, path, sizeof path);
+    bool any = real_model_find(GEMMA3_270M, path, sizeof path);
     for (size_t i = 0; i < sizeof models / sizeof *models; i++)
-        any = find_model(models[i].file, path, sizeof path) || any;
+        any = real_model_find(models[i].file, path, sizeof path) || any;
     if (!any) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(real_models),

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "golden.h"
+#include "support/models.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
 
@@ -16,10 +17,10 @@ typedef struct golden_case {
 } golden_case;
 
 static golden_case cases[] = {
-    { "SmolLM2-135M-Instruct.Q4_1.gguf", "tokens_smollm2-135m.json", "chat_smollm2-135m.json", "bpe/smollm" },
-    { "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "tokens_qwen0.5b.json", "chat_qwen0.5b.json", "bpe/qwen2" },
-    { "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", "tokens_qwen1.5b.json", "chat_qwen1.5b.json", "bpe/qwen2" },
-    { "gemma3-270m-q4_k_m.gguf", "tokens_gemma3-270m.json", NULL, "spm" },
+    { SMOLLM2, "tokens_smollm2-135m.json", "chat_smollm2-135m.json", "bpe/smollm" },
+    { QWEN_0_5B, "tokens_qwen0.5b.json", "chat_qwen0.5b.json", "bpe/qwen2" },
+    { QWEN_1_5B, "tokens_qwen1.5b.json", "chat_qwen1.5b.json", "bpe/qwen2" },
+    { GEMMA3_270M, "tokens_gemma3-270m.json", NULL, "spm" },
 };
 
 typedef struct loaded {
@@ -29,7 +30,7 @@ typedef struct loaded {
 
 static bool load(const golden_case *golden, loaded *out) {
     char path[512];
-    if (!golden_model(golden->model, path, sizeof path)) return false;
+    if (!real_model_find(golden->model, path, sizeof path)) return false;
     mepic_error err = { 0 };
     if (mp_gguf_open(path, &out->gguf, &err) || mp_tokenizer_open(out->gguf, &out->tokenizer, &err)) {
         fail_msg("%s: %s", golden->model, err.message);
@@ -183,7 +184,7 @@ int main(void) {
     char path[512];
     size_t n = 0, found = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        found += golden_model(cases[i].model, path, sizeof path);
+        found += real_model_find(cases[i].model, path, sizeof path);
         tests[n++] = (struct CMUnitTest){ cases[i].tokens, ids_are_the_references, NULL, NULL, &cases[i] };
         tests[n++] = (struct CMUnitTest){ cases[i].model, chats_are_the_references, NULL, NULL, &cases[i] };
     }

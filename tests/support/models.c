@@ -48,11 +48,16 @@ const mp_model *tiny_model(tiny_kind kind) {
     return tiny[kind].model;
 }
 
+bool real_model_find(const char *file, char *path, size_t cap) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    bool own = cache && *cache;
+    int n = snprintf(path, cap, "%s%s/mepic/models/%s", own ? cache : home ? home : "", own ? "" : "/.cache", file);
+    return n >= 0 && (size_t)n < cap && access(path, R_OK) == 0;
+}
+
 const mp_model *real_model(const char *file) {
     char path[1024];
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    snprintf(path, sizeof path, "%s%s/mepic/models/%s", cache ? cache : home ? home : "", cache ? "" : "/.cache", file);
-    if (access(path, R_OK) != 0 || n_real == sizeof real / sizeof *real) return NULL;
+    if (!real_model_find(file, path, sizeof path) || n_real == sizeof real / sizeof *real) return NULL;
     mepic_error err;
     must(mp_model_open(path, &real[n_real], &err), &err);
     return real[n_real++];

@@ -2,6 +2,9 @@
 #ifndef MEPIC_TESTS_MODELS_H
 #define MEPIC_TESTS_MODELS_H
 
+#include <stdbool.h>
+#include <stddef.h>
+
 #include "model/model.h"
 
 typedef enum tiny_kind {
@@ -13,9 +16,15 @@ typedef enum tiny_kind {
 } tiny_kind;
 
 #define SMOLLM2 "SmolLM2-135M-Instruct.Q4_1.gguf"
+#define QWEN_0_5B "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+#define QWEN_1_5B "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+#define GEMMA3_270M "gemma3-270m-q4_k_m.gguf"
 
 const mp_model *tiny_model(tiny_kind kind);   /* valid until tiny_models_close */
 const mp_model *real_model(const char *file); /* NULL: not in the cache */
 void tiny_models_close(void);
+
+/* The path of a file where `./dev models` keeps them; false: not there. */
+bool real_model_find(const char *file, char *path, size_t cap);
 
 #endif
