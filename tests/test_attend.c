@@ -11,19 +11,13 @@
 #include "backend/backend.h"
 #include "backend/cpu/attend.h"
 #include "base/mem.h"
+#include "support/random.h"
 
 enum { MAX_SEQS = 6, MAX_REFS = 24, MAX_CELLS = 96, MAX_ROWS = 256, SEQ_ROWS = 40, N_ANGLES = 4096, N_PAGES = 1024 };
 
-static uint64_t random_state;
+#define ROOT_3 1.7320508f /* -ROOT_3 .. ROOT_3 has variance 1 */
 
-static uint32_t rnd(uint32_t n) { /* 0 .. n - 1 */
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((random_state >> 33) % n);
-}
-
-static float rnd_float(void) { /* -1.7 .. 1.7, variance 1 */
-    return ((float)rnd(1u << 24) / (float)(1u << 23) - 1.0f) * 1.7320508f;
-}
+static rng dice;
 
 /* ---- A world: pages with random K and V, sequences with positions and queries, a plan over them ------------------ */
 
@@ -60,7 +54,7 @@ static double kv_read(const world *w, size_t i) {
 static void fill_slab(world *w) {
     size_t size = w->slab.type == MEPIC_KV_F32 ? 4 : 2;
     for (size_t i = 0; i < w->slab_bytes / size; i++) {
-        float x = rnd_float();
+        float x = rng_float(&dice, -ROOT_3, ROOT_3);
         if (size == 4) ((float *)(void *)w->slab.data)[i] = x;
         if (w->slab.type == MEPIC_KV_F16) ((uint16_t *)(void *)w->slab.data)[i] = mp_f32_to_f16(x);
         if (w->slab.type == MEPIC_KV_BF16) ((uint16_t *)(void *)w->slab.data)[i] = mp_f32_to_bf16(x);
@@ -92,19 +86,19 @@ static mp_cell_ref *add_ref(world *w, uint32_t seq, uint32_t cell, bool run_star
                           .run_start = run_start };
     c->first_reader = id;
     c->n_readers++;
-    if (rnd(3) == 0) ref->mask = rnd(65536);
-    if (rnd(4) == 0) ref->lo = (uint16_t)rnd(c->n_tokens);
-    if (rnd(4) == 0) ref->hi = (uint16_t)(ref->lo + rnd(MP_CPU_CELL_TOKENS - ref->lo + 1));
+    if (rng_below(&dice, 3) == 0) ref->mask = rng_below(&dice, 65536);
+    if (rng_below(&dice, 4) == 0) ref->lo = (uint16_t)rng_below(&dice, c->n_tokens);
+    if (rng_below(&dice, 4) == 0) ref->hi = (uint16_t)(ref->lo + rng_below(&dice, MP_CPU_CELL_TOKENS - ref->lo + 1));
     return ref;
 }
 
 /* Chunks that several sequences read at different places, then each one's stream, of which the first full cell may be
  * another's (a shared beginning). Rows of a sequence may stand before, between and behind its chunks. */
 static void fill_plan(world *w) {
-    uint32_t n_chunks = rnd(4), length[4], start[4], first_cell[4];
+    uint32_t n_chunks = rng_below(&dice, 4), length[4], start[4], first_cell[4];
     for (uint32_t i = 0; i < n_chunks; i++) {
-        length[i] = 1 + rnd(600);
-        start[i] = rnd(800);
+        length[i] = 1 + rng_below(&dice, 600);
+        start[i] = rng_below(&dice, 800);
         first_cell[i] = w->plan.n_used;
         for (uint32_t t = 0; t < length[i]; t += MP_CPU_CELL_TOKENS) {
             new_cell(w, length[i] - t < MP_CPU_CELL_TOKENS ? length[i] - t : MP_CPU_CELL_TOKENS);
@@ -114,8 +108,8 @@ static void fill_plan(world *w) {
     for (uint32_t seq = 0; seq < w->n_seqs; seq++) {
         int32_t position = 0;
         for (uint32_t i = 0; i < n_chunks; i++) {
-            if (rnd(3) == 0) continue;
-            position += (int32_t)rnd(50);
+            if (rng_below(&dice, 3) == 0) continue;
+            position += (int32_t)rng_below(&dice, 50);
             for (uint32_t t = 0; t < length[i]; t += MP_CPU_CELL_TOKENS) {
                 mp_cell_ref *ref = add_ref(w, seq, first_cell[i] + t / MP_CPU_CELL_TOKENS, t == 0);
                 ref->shared = true;
@@ -124,10 +118,10 @@ static void fill_plan(world *w) {
             }
             position += (int32_t)length[i];
         }
-        w->stream[seq] = SEQ_ROWS + rnd(600);
+        w->stream[seq] = SEQ_ROWS + rng_below(&dice, 600);
         for (uint32_t t = 0; t < w->stream[seq]; t += MP_CPU_CELL_TOKENS) {
             uint32_t n = w->stream[seq] - t < MP_CPU_CELL_TOKENS ? w->stream[seq] - t : MP_CPU_CELL_TOKENS, cell;
-            if (t == 0 && n == MP_CPU_CELL_TOKENS && common != MP_NONE && rnd(2)) {
+            if (t == 0 && n == MP_CPU_CELL_TOKENS && common != MP_NONE && rng_below(&dice, 2)) {
                 cell = common;
             } else {
                 cell = new_cell(w, n);
@@ -135,10 +129,10 @@ static void fill_plan(world *w) {
             }
             add_ref(w, seq, cell, t == 0)->first = (int32_t)t;
         }
-        int32_t last = position + (int32_t)w->stream[seq] + (int32_t)rnd(100);
+        int32_t last = position + (int32_t)w->stream[seq] + (int32_t)rng_below(&dice, 100);
         for (uint32_t r = SEQ_ROWS; r-- > 0;) {
             w->position[seq][r] = last;
-            last -= 1 + (int32_t)(r % 8 == 0 ? rnd(200) : 0);
+            last -= 1 + (int32_t)(r % 8 == 0 ? rng_below(&dice, 200) : 0);
             if (last < (int32_t)(w->stream[seq] - SEQ_ROWS + r)) last = (int32_t)(w->stream[seq] - SEQ_ROWS + r);
         }
     }
@@ -150,8 +144,8 @@ static void world_open(world *w, mepic_kv_type type, uint32_t page_size, uint32_
     w->n_layers = 2;
     w->hp =
         (mp_hparams){ .n_layers = 2, .n_heads = n_kv_heads * group, .n_kv_heads = n_kv_heads, .head_dim = head_dim };
-    w->hp.rope.pairs = rnd(2) ? MP_ROPE_ADJACENT : MP_ROPE_HALVES;
-    w->hp.rope.n_rot = rnd(3) ? head_dim : head_dim / 4 * 2;
+    w->hp.rope.pairs = rng_below(&dice, 2) ? MP_ROPE_ADJACENT : MP_ROPE_HALVES;
+    w->hp.rope.n_rot = rng_below(&dice, 3) ? head_dim : head_dim / 4 * 2;
     w->rope = (mp_rope_table){ .n_angles = N_ANGLES, .n_pairs = w->hp.rope.n_rot / 2 };
     w->rope.cos_sin = mp_alloc((size_t)N_ANGLES * 2 * w->rope.n_pairs * sizeof(float));
     for (uint32_t a = 0; a < N_ANGLES; a++) {
@@ -182,12 +176,12 @@ static void world_open(world *w, mepic_kv_type type, uint32_t page_size, uint32_
     w->plan.used = mp_calloc(MAX_CELLS, sizeof *w->plan.used);
     w->plan.active = mp_calloc(MAX_SEQS, sizeof *w->plan.active);
     for (uint32_t i = 0; i < MAX_SEQS; i++) w->plan.seqs[i].refs = mp_calloc(MAX_REFS, sizeof(mp_cell_ref));
-    w->n_seqs = 1 + rnd(MAX_SEQS);
+    w->n_seqs = 1 + rng_below(&dice, MAX_SEQS);
     fill_plan(w);
     for (uint32_t i = 0; i < w->n_seqs; i++) {
         size_t n = (size_t)SEQ_ROWS * w->hp.n_heads * head_dim;
         w->q[i] = mp_alloc(n * sizeof(float));
-        for (size_t j = 0; j < n; j++) w->q[i][j] = rnd_float();
+        for (size_t j = 0; j < n; j++) w->q[i][j] = rng_float(&dice, -ROOT_3, ROOT_3);
     }
 }
 
@@ -304,10 +298,10 @@ static double attend_slow(const world *w, const mp_row *row, const float *q, uin
 static void check_against_definition(const world *w, const float *out, uint32_t layer) {
     uint32_t hd = w->hp.head_dim, n_heads = w->hp.n_heads;
     double expected[256];
-    for (uint32_t r = 0; r < w->step.n_rows; r += 1 + rnd(6)) {
+    for (uint32_t r = 0; r < w->step.n_rows; r += 1 + rng_below(&dice, 6)) {
         const mp_row *row = &w->step.rows[r];
         uint32_t back = w->plan.seqs[row->seq].n_rows - (r - w->plan.seqs[row->seq].row);
-        uint32_t h = rnd(n_heads);
+        uint32_t h = rng_below(&dice, n_heads);
         const float *q = w->q[row->seq] + ((size_t)(SEQ_ROWS - back) * n_heads + h) * hd;
         double largest = attend_slow(w, row, q, layer, h / (n_heads / w->hp.n_kv_heads), expected);
         for (uint32_t d = 0; d < hd; d++) {
@@ -327,8 +321,8 @@ static const uint32_t head_dims[] = { 16, 64, 80, 96, 128, 256 };
 static const size_t WORKSPACE = (size_t)8 << 20;
 
 static void open_random_world(world *w, uint32_t round) {
-    world_open(w, (mepic_kv_type)(MEPIC_KV_F16 + round % 3), page_sizes[rnd(4)], 1 + rnd(2), 1 + rnd(8),
-               head_dims[round % 6]);
+    world_open(w, (mepic_kv_type)(MEPIC_KV_F16 + round % 3), page_sizes[rng_below(&dice, 4)], 1 + rng_below(&dice, 2),
+               1 + rng_below(&dice, 8), head_dims[round % 6]);
 }
 
 static void test_definition(void **state) {
@@ -339,9 +333,10 @@ static void test_definition(void **state) {
             static world w;
             open_random_world(&w, round);
             uint32_t n_rows[MAX_SEQS];
-            for (uint32_t i = 0; i < w.n_seqs; i++) n_rows[i] = rnd(3) ? 1 : rnd(SEQ_ROWS + 1);
+            for (uint32_t i = 0; i < w.n_seqs; i++)
+                n_rows[i] = rng_below(&dice, 3) ? 1 : rng_below(&dice, SEQ_ROWS + 1);
             set_rows(&w, n_rows);
-            float *out = attend(&w, kernels, 1 + rnd(3), rnd(4) ? WORKSPACE : 0, round % 2);
+            float *out = attend(&w, kernels, 1 + rng_below(&dice, 3), rng_below(&dice, 4) ? WORKSPACE : 0, round % 2);
             check_against_definition(&w, out, round % 2);
             mp_free(out);
             world_close(&w);
@@ -376,18 +371,19 @@ static void test_same_bits(void **state) {
             check_last_rows(&w, expected, out, "on three threads");
             mp_free(out);
 
-            out = attend(&w, kernels, 1, (size_t)rnd(40) * w.hp.n_heads * (w.hp.head_dim + 16) * sizeof *out, 0);
+            out = attend(&w, kernels, 1,
+                         (size_t)rng_below(&dice, 40) * w.hp.n_heads * (w.hp.head_dim + 16) * sizeof *out, 0);
             check_last_rows(&w, expected, out, "when its states do not fit the workspace");
             mp_free(out);
 
-            for (uint32_t seq = 0; seq < w.n_seqs; seq++) n_rows[seq] = 1 + rnd(SEQ_ROWS);
+            for (uint32_t seq = 0; seq < w.n_seqs; seq++) n_rows[seq] = 1 + rng_below(&dice, SEQ_ROWS);
             set_rows(&w, n_rows);
             out = attend(&w, kernels, 2, WORKSPACE, 0);
             check_last_rows(&w, expected, out, "as the last of several rows");
             mp_free(out);
 
             memset(n_rows, 0, sizeof n_rows);
-            n_rows[rnd(w.n_seqs)] = 1;
+            n_rows[rng_below(&dice, w.n_seqs)] = 1;
             set_rows(&w, n_rows);
             out = attend(&w, kernels, 1, WORKSPACE, 0);
             check_last_rows(&w, expected, out, "alone");
@@ -450,8 +446,9 @@ static void test_open_without_memory(void **state) {
 }
 
 int main(int argc, char **argv) {
-    random_state = argc > 1 ? strtoull(argv[1], NULL, 0) : 20251;
-    printf("seed %llu\n", (unsigned long long)random_state);
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20251;
+    printf("seed %llu\n", (unsigned long long)seed);
+    dice = rng_open(seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_definition),
         cmocka_unit_test(test_same_bits),

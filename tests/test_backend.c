@@ -12,20 +12,12 @@
 #include "backend/cpu/kernels.h"
 #include "base/mem.h"
 #include "infer/forward.h"
+#include "support/random.h"
 #include "support/tiny.h"
 
 enum { ROWS = 40, PAGE_SIZE = 32, N_PAGES = 12, N_ANGLES = 512, MAX_LOGITS = 8 };
 
-static uint64_t random_state;
-
-static uint32_t rnd(uint32_t n) { /* 0 .. n - 1 */
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((random_state >> 33) % n);
-}
-
-static float rnd_float(void) { /* -1 .. 1 */
-    return (float)rnd(1u << 24) / (float)(1u << 23) - 1.0f;
-}
+static rng dice;
 
 /* ---- A model, a backend on it, and one sequence whose stream lies in pages 3, 4, 5, ... -------------------------- */
 
@@ -129,7 +121,7 @@ static size_t width_of(const mp_hparams *hp, mp_act act) {
 static float *put(fixture *f, mp_act act, float scale) {
     size_t n = f->step.n_rows * width_of(&f->model->hp, act);
     float *x = mp_alloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = rnd_float() * scale;
+    for (size_t i = 0; i < n; i++) x[i] = rng_float(&dice, -1, 1) * scale;
     f->ops->act_write(f->b, act, 0, f->step.n_rows, x);
     return x;
 }
@@ -432,11 +424,11 @@ static void test_operations(void **state) {
         fixture f;
         open_model(&f, &spec, (mepic_kv_type)(MEPIC_KV_F16 + i % 3));
         for (uint32_t isa = 0; (kernels = mp_cpu_kernels_at(isa)); isa++) {
-            open_backend(&f, strncmp(kernels->isa, "avx512", 6) ? kernels->isa : "avx512", 1 + rnd(3));
+            open_backend(&f, strncmp(kernels->isa, "avx512", 6) ? kernels->isa : "avx512", 1 + rng_below(&dice, 3));
             for (uint32_t n_rows = ROWS; n_rows > 0; n_rows /= 40) {
                 set_step(&f, 0, n_rows);
                 f.ops->step_begin(f.b, &f.step);
-                uint32_t layer = rnd(spec.hp.n_layers);
+                uint32_t layer = rng_below(&dice, spec.hp.n_layers);
                 check_embed(&f);
                 check_norm(&f, MP_NORM_ATTN, layer);
                 check_norm(&f, MP_NORM_FFN, layer);
@@ -502,7 +494,7 @@ static void test_pages(void **state) {
     size_t n = f.ops->page_bytes(f.b);
     assert_int_equal(n, mp_kv_page_bytes(&f.model->hp, MEPIC_KV_F16, PAGE_SIZE));
     uint8_t *a = mp_alloc(n), *b = mp_alloc(n);
-    for (size_t i = 0; i < n; i++) a[i] = (uint8_t)rnd(256);
+    for (size_t i = 0; i < n; i++) a[i] = (uint8_t)rng_below(&dice, 256);
     f.ops->page_write(f.b, 7, a);
     f.ops->page_read(f.b, 7, b);
     assert_memory_equal(a, b, n);
@@ -593,8 +585,9 @@ static void test_bad_config(void **state) {
 }
 
 int main(int argc, char **argv) {
-    random_state = argc > 1 ? strtoull(argv[1], NULL, 0) : 4711;
-    printf("seed %llu\n", (unsigned long long)random_state);
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 4711;
+    printf("seed %llu\n", (unsigned long long)seed);
+    dice = rng_open(seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_operations),
         cmocka_unit_test(test_same_bits),

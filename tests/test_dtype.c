@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "model/dtype.h"
+#include "support/random.h"
 #include "tools/quantize.h"
 
 static const mp_dtype all_types[] = { MP_DTYPE_F32,  MP_DTYPE_F16,  MP_DTYPE_BF16, MP_DTYPE_Q4_0,
@@ -187,13 +188,9 @@ static void every_bf16(void **state) {
     assert_true(isnan(mp_bf16_to_f32(mp_f32_to_bf16(f))));
 }
 
-static uint64_t seed = 20261124;
-static float normal(void) {
+static float normal(rng *random) {
     float sum = -6;
-    for (int i = 0; i < 12; i++) {
-        seed = seed * 6364136223846793005u + 1442695040888963407u;
-        sum += (float)(seed >> 40) / 16777216.0f;
-    }
+    for (int i = 0; i < 12; i++) sum += rng_float(random, 0, 1);
     return sum;
 }
 
@@ -207,7 +204,8 @@ static void encoders_lose_what_their_step_says(void **state) {
     enum { N = 256 * 400 };
     static float x[N], y[N];
     static uint8_t coded[N * 4];
-    for (int i = 0; i < N; i++) x[i] = 0.02f * normal();
+    rng random = rng_open(20261124);
+    for (int i = 0; i < N; i++) x[i] = 0.02f * normal(&random);
     for (int t = 0; t < N_TYPES; t++) {
         mp_quantize(all_types[t], x, coded, N);
         mp_dtype_dequantize(all_types[t], coded, y, N);

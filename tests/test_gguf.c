@@ -13,6 +13,7 @@
 
 #include "base/mem.h"
 #include "model/gguf.h"
+#include "support/random.h"
 #include "support/tiny.h"
 
 /* ---- A small writer that can write nonsense ---------------------------------------------------------------------- */
@@ -624,17 +625,14 @@ static void dangerous_numbers_everywhere(void **state) {
 
 static void random_damage(void **state) {
     (void)state;
-    uint64_t seed = 20261124;
-    print_message("seed %llu\n", (unsigned long long)seed);
+    rng random = rng_open(20261124);
+    print_message("seed %llu\n", (unsigned long long)random.state);
     file f;
     good_file(&f);
     for (int round = 0; round < 50000; round++) {
         file g = f;
-        seed = seed * 6364136223846793005u + 1442695040888963407u;
-        for (uint64_t i = 0; i < 1 + (seed >> 60); i++) {
-            uint64_t r = mp_hash64(seed, &i, sizeof i);
-            g.bytes[r % g.n] = (uint8_t)(r >> 56);
-        }
+        uint32_t n = 1 + rng_below(&random, 16);
+        for (uint32_t i = 0; i < n; i++) g.bytes[rng_below(&random, (uint32_t)g.n)] = (uint8_t)rng_next(&random);
         try_open(g.bytes, g.n);
     }
 }

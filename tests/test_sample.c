@@ -12,16 +12,18 @@
 #include "base/hash.h"
 #include "base/mem.h"
 #include "infer/sample.h"
+#include "support/random.h"
 
 enum { VOCAB = 97, HISTORY = 40 };
 
-static uint64_t rng_state;
-static uint64_t rng(void) {
-    rng_state += 0x9e3779b97f4a7c15u;
-    return mp_hash64(7, &rng_state, sizeof rng_state);
+static rng dice;
+
+static uint32_t below(uint32_t n) {
+    return rng_below(&dice, n);
 }
+
 static float real(float low, float high) {
-    return low + (high - low) * (float)(rng() >> 40) / (float)(1 << 24);
+    return rng_float(&dice, low, high);
 }
 
 typedef struct candidate {
@@ -99,30 +101,30 @@ static int32_t reference(const mepic_sampling *p, const float *logits, const int
 
 static void tokens_equal_the_reference(void **state) {
     (void)state;
-    rng_state = 20261124;
-    printf("seed %llu\n", (unsigned long long)rng_state);
+    dice = rng_open(20261124);
+    printf("seed %llu\n", (unsigned long long)dice.state);
     mp_sampler *s;
     assert_int_equal(mp_sampler_open(VOCAB, &s, NULL), MEPIC_OK);
     for (int round = 0; round < 20000; round++) {
         float logits[VOCAB];
         int32_t tokens[HISTORY];
         for (int i = 0; i < VOCAB; i++) logits[i] = real(-8, 8);
-        if (round % 7 == 0) logits[rng() % VOCAB] = logits[rng() % VOCAB]; /* ties */
-        uint32_t n = 1 + (uint32_t)(rng() % HISTORY), n_prompt = (uint32_t)(rng() % (n + 1));
-        for (uint32_t i = 0; i < n; i++) tokens[i] = (int32_t)(rng() % VOCAB);
-        struct mepic_logit_bias bias[2] = { { (int32_t)(rng() % VOCAB), real(-9, 9) }, { 3, real(-9, 9) } };
+        if (round % 7 == 0) logits[below(VOCAB)] = logits[below(VOCAB)]; /* ties */
+        uint32_t n = 1 + below(HISTORY), n_prompt = below(n + 1);
+        for (uint32_t i = 0; i < n; i++) tokens[i] = (int32_t)below(VOCAB);
+        struct mepic_logit_bias bias[2] = { { (int32_t)below(VOCAB), real(-9, 9) }, { 3, real(-9, 9) } };
         mepic_sampling p = {
-            .temperature = rng() % 4 ? real(0.1f, 2) : 0,
-            .top_k = rng() % 2 ? (uint32_t)(rng() % (VOCAB + 9)) : 0,
-            .top_p = rng() % 2 ? real(0, 1.1f) : 0,
-            .min_p = rng() % 2 ? real(0, 0.9f) : 0,
-            .repeat_penalty = rng() % 2 ? real(0.8f, 1.5f) : 0,
-            .repeat_window = rng() % 2 ? (uint32_t)(rng() % 30) : 0,
-            .presence_penalty = rng() % 2 ? real(-2, 2) : 0,
-            .frequency_penalty = rng() % 2 ? real(-2, 2) : 0,
-            .seed = rng(),
+            .temperature = below(4) ? real(0.1f, 2) : 0,
+            .top_k = below(2) ? below(VOCAB + 9) : 0,
+            .top_p = below(2) ? real(0, 1.1f) : 0,
+            .min_p = below(2) ? real(0, 0.9f) : 0,
+            .repeat_penalty = below(2) ? real(0.8f, 1.5f) : 0,
+            .repeat_window = below(2) ? below(30) : 0,
+            .presence_penalty = below(2) ? real(-2, 2) : 0,
+            .frequency_penalty = below(2) ? real(-2, 2) : 0,
+            .seed = rng_next(&dice),
             .logit_bias = bias,
-            .n_logit_bias = rng() % 3,
+            .n_logit_bias = below(3),
         };
         int32_t token = -2;
         uint64_t allocations = mp_mem_count();

@@ -23,4 +23,9 @@ static inline uint32_t rng_below(rng *r, uint32_t n) {
     return (uint32_t)((rng_next(r) >> 32) * n >> 32);
 }
 
+/* low <= x <= high, even: high only by rounding. */
+static inline float rng_float(rng *r, float low, float high) {
+    return low + (high - low) * ((float)(rng_next(r) >> 40) / 16777216.0f);
+}
+
 #endif
