@@ -95,12 +95,13 @@ typedef struct mepic_engine_options {
     uint32_t threads;              /* 0 = the cores this process may use */
     uint32_t page_size;            /* tokens a page: 16 (default), 32, 64 or 128 */
     uint32_t pages;                /* pages of the pool; 0 = as many as kv_memory holds */
-    size_t kv_memory;              /* bytes for the pool; 0 = a quarter of the machine's memory, at most 4 GiB */
+    size_t kv_memory;              /* bytes for the pool; 0 = CPU: a quarter of the machine's memory, at most 4 GiB;
+                                    * CUDA: what gpu_memory leaves beside the weights */
     uint32_t context;              /* longest request in tokens, prompt and reply; 0 = what the model was trained for */
     uint32_t max_running;          /* requests computed together; 0 = 64 */
     uint32_t max_queued;           /* requests waiting; 0 = 1024 */
     uint32_t step_tokens;          /* most rows a step computes; 0 = 512 */
-    mepic_kv_type kv_type;         /* default f16 */
+    mepic_kv_type kv_type;         /* default f16; bf16 on CUDA */
     mepic_reuse reuse;             /* default policy of a request */
     uint32_t link_tokens;          /* tokens recomputed at the head of every chunk; 0 = 16, see MEPIC_LINK_* */
     mepic_eviction eviction;       /* default S3-FIFO */
@@ -111,6 +112,8 @@ typedef struct mepic_engine_options {
     void (*log)(void *user, mepic_log_level level, const char *message);            /* NULL = silent */
     void (*progress)(void *user, const char *what, uint64_t done, uint64_t total); /* loading; NULL = none */
     void *user;                                                                     /* for log and progress */
+    const char *device;            /* "cpu", "cuda", "cuda:N"; NULL or "auto" = the first CUDA device, else the CPU */
+    float gpu_memory;              /* part of the free device memory to use, above 0 to 1; 0 = 0.9 */
 } mepic_engine_options;
 
 /* Maps and checks the model, repacks its weights, allocates everything a step needs.
@@ -124,7 +127,7 @@ typedef struct mepic_model_info {
     char architecture[32];
     char file_types[64];      /* weight types by bytes, as "Q5_0 Q8_0 F32" */
     char chat_family[32];     /* "chatml", "llama3", ...; "none" if the model has no known template */
-    char backend[32];         /* "cpu/avx512-vnni" */
+    char backend[32];         /* "cpu/avx512-vnni/1" */
     uint64_t parameters, file_bytes;
     uint32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_vocab, trained_context, context;
     uint32_t page_size, pages, page_bytes;

@@ -12,6 +12,7 @@
 #include "backend/cpu/kernels.h"
 #include "base/mem.h"
 #include "infer/forward.h"
+#include "model/rope.h"
 #include "support/random.h"
 #include "support/tiny.h"
 
@@ -39,13 +40,13 @@ typedef struct fixture {
 
 static mp_backend_config config_of(const fixture *f, const char *isa, uint32_t threads) {
     return (mp_backend_config){ .model = f->model,
-                                .rope = &f->rope,
+                                .n_angles = N_ANGLES,
                                 .kv_type = f->kv_type,
                                 .page_size = PAGE_SIZE,
                                 .n_pages = N_PAGES,
                                 .max_rows = ROWS,
-                                .max_logits = MAX_LOGITS,
                                 .max_seqs = 1,
+                                .max_refs = 1,
                                 .threads = threads,
                                 .isa = isa };
 }

@@ -1,4 +1,4 @@
-/* The table behind which a backend stands: CPU now, CUDA next.
+/* The table behind which a backend stands: the CPU, or a CUDA device.
  *
  * A backend owns the packed weights, the page slab and the activations; forward (infer/forward.c) calls its operations
  * in order, layer by layer. Nothing outside backend/ knows which one is in use. One thread, the stepping thread; a
@@ -16,20 +16,22 @@
 #include "base/status.h"
 #include "kv/plan.h"
 #include "model/model.h"
-#include "model/rope.h"
 
 typedef struct mp_backend mp_backend;
 
 typedef struct mp_backend_config {
     const mp_model *model;       /* borrowed until close */
-    const mp_rope_table *rope;   /* borrowed until close; covers every angle a row or query can have */
+    uint32_t n_angles;           /* every position and angle of a row or query is below */
     mepic_kv_type kv_type;       /* not DEFAULT */
     uint32_t page_size, n_pages;
-    uint32_t max_rows;           /* rows of a step */
-    uint32_t max_logits;         /* rows of a step with logits */
-    uint32_t max_seqs;           /* sequences of the plan */
-    uint32_t threads;            /* 0 = all */
-    const char *isa;             /* NULL = best; else as mepic_engine_options.isa */
+    uint32_t max_rows;           /* rows of a step; any of them may want logits */
+    uint32_t max_seqs;           /* sequences of the plan, */
+    uint32_t max_refs;           /* and cells one of them reads */
+    bool whole_steps;            /* every step runs all layers and nobody looks between: may be recorded and replayed */
+    uint32_t threads;            /* CPU: 0 = all */
+    const char *isa;             /* CPU: NULL = best; else as mepic_engine_options.isa */
+    uint32_t device;             /* CUDA: which */
+    float gpu_memory;            /* CUDA: part of the free device memory to use */
     const mp_log *log;
 } mp_backend_config;
 
@@ -58,6 +60,11 @@ typedef enum mp_act {
 typedef struct mp_backend_ops {
     const char *name;     /* "cpu" */
     uint32_t cell_tokens; /* of the plans it reads */
+    mepic_kv_type kv_type; /* the usual one */
+    uint32_t (*n_devices)(void); /* that this machine has */
+    /* Bytes for pages when nobody names a number: what is left beside the weights and all else that `config` (whose
+     * n_pages does not matter) makes open take. */
+    mepic_status (*kv_memory)(const mp_backend_config *config, size_t *bytes, mepic_error *err);
     mepic_status (*open)(const mp_backend_config *config, mp_backend **out, mepic_error *err);
     void (*close)(mp_backend *b);
     /* "cpu/avx512-vnni": with the kernel version, part of the model digest. Valid until close. */
@@ -94,6 +101,11 @@ struct mp_backend {
 };
 
 extern const mp_backend_ops mp_backend_cpu;
+extern const mp_backend_ops mp_backend_cuda; /* where it was built: mp_backend_find knows */
+
+/* By name: "cpu", "cuda", "cuda:N"; NULL or "auto" is the first CUDA device if there is one, else the CPU.
+ * ERR_ARGUMENT, ERR_UNSUPPORTED (built without CUDA). */
+mepic_status mp_backend_find(const char *device, const mp_backend_ops **ops, uint32_t *index, mepic_error *err);
 
 /* Bytes one page takes, before a backend exists (to size the pool). */
 size_t mp_kv_page_bytes(const mp_hparams *hp, mepic_kv_type type, uint32_t page_size);

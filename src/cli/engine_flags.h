@@ -7,12 +7,13 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 
-enum { MP_ENGINE_FLAGS_N = 17 };
+enum { MP_ENGINE_FLAGS_N = 19 };
 
 typedef struct mp_engine_flags {
-    const char *model, *canonical_context, *cache_dir, *isa;
+    const char *model, *canonical_context, *cache_dir, *isa, *device;
     uint32_t threads, page_size, pages, context, max_running, step_tokens, kv_type, reuse, link_tokens, eviction;
     uint64_t kv_memory;
+    double gpu_memory;
     bool quiet, verbose;
     mp_option table[MP_ENGINE_FLAGS_N];
 } mp_engine_flags;

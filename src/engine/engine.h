@@ -17,7 +17,6 @@
 #include "engine/stream.h"
 #include "infer/sample.h"
 #include "model/model.h"
-#include "model/rope.h"
 #include "schedule/scheduler.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
@@ -73,14 +72,14 @@ struct mepic_engine {
     mepic_engine_options options; /* resolved; its strings are valid during open only */
     mepic_model_info info;
     bool position_exact;
-    const char *longer_context; /* static; what helps a prompt that the context has no room for */
 
     mp_model *model;
     mp_tokenizer *tokenizer;
     mp_chat_template chat;
     size_t max_token_bytes;
     mp_tokens canonical;
-    mp_rope_table rope;
+    const mp_backend_ops *ops; /* of the device that was asked for */
+    uint32_t device;
     mp_backend *backend;
     mp_scheduler *scheduler;
     mp_canonical_file canonical_file;

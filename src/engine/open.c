@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/options.h"
+#include "model/rope.h"
 
 /* Raised when a change alters what a cached page of the same tokens holds. */
 enum { KV_FORMAT_VERSION = 1 };
@@ -95,6 +96,65 @@ static uint32_t pages_for(size_t n_tokens, uint32_t page_size) {
     return (uint32_t)((n_tokens + page_size - 1) / page_size);
 }
 
+static void scheduler_config(const mepic_engine *e, mp_scheduler_config *out) {
+    const mepic_engine_options *o = &e->options;
+    *out = (mp_scheduler_config){
+        .page_size = o->page_size,
+        .cell_tokens = e->ops->cell_tokens,
+        .n_pages = o->pages,
+        .max_running = o->max_running,
+        .max_jobs = MP_MAX_JOBS,
+        .max_queued = o->max_queued,
+        .step_tokens = o->step_tokens,
+        .context = o->context ? o->context : e->model->hp.n_ctx_train,
+        .eviction = o->eviction,
+        .canonical = e->canonical.ids,
+        .n_canonical = (uint32_t)e->canonical.n,
+    };
+}
+
+static mp_backend_config backend_config(const mepic_engine *e) {
+    const mepic_engine_options *o = &e->options;
+    mp_scheduler_config scheduler;
+    scheduler_config(e, &scheduler);
+    return (mp_backend_config){
+        .model = e->model,
+        .n_angles = scheduler.context + scheduler.n_canonical, /* a chunk's angles start behind the canonical context */
+        .kv_type = o->kv_type,
+        .page_size = o->page_size,
+        .n_pages = o->pages,
+        .max_rows = o->step_tokens,
+        .max_seqs = o->max_running + MP_MAX_JOBS,
+        .max_refs = mp_scheduler_max_refs(&scheduler),
+        .whole_steps = true,
+        .threads = o->threads,
+        .isa = o->isa,
+        .device = e->device,
+        .gpu_memory = o->gpu_memory,
+        .log = &e->log,
+    };
+}
+
+static mepic_status find_backend(mepic_engine *e, mepic_error *err) {
+    mepic_status st = mp_backend_find(e->options.device, &e->ops, &e->device, err);
+    if (st == MEPIC_OK && e->options.kv_type == MEPIC_KV_DEFAULT) e->options.kv_type = e->ops->kv_type;
+    return st;
+}
+
+static mepic_status count_pages(mepic_engine *e, size_t page_bytes, mepic_error *err) {
+    mepic_engine_options *o = &e->options;
+    size_t bytes = o->kv_memory;
+    if (!o->pages && !bytes) {
+        mp_backend_config config = backend_config(e);
+        mepic_status st = e->ops->kv_memory(&config, &bytes, err);
+        if (st != MEPIC_OK) return st;
+    }
+    size_t pages = o->pages ? o->pages : bytes / page_bytes;
+    const size_t most = (size_t)1 << 24;
+    o->pages = (uint32_t)(pages < most ? pages : most);
+    return MEPIC_OK;
+}
+
 /* Sizes the pool, and the context to what the pool holds if the caller named none. */
 static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
     mepic_engine_options *o = &e->options;
@@ -103,14 +163,11 @@ static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "context is %u; the model was trained for %u", o->context, trained);
     }
     size_t page_bytes = mp_kv_page_bytes(&e->model->hp, o->kv_type, o->page_size);
-    size_t pages = o->pages ? o->pages : o->kv_memory / page_bytes;
-    const size_t most = (size_t)1 << 24;
-    o->pages = (uint32_t)(pages < most ? pages : most);
-
+    mepic_status st = count_pages(e, page_bytes, err);
+    if (st != MEPIC_OK) return st;
     uint32_t canonical = pages_for(e->canonical.n, o->page_size);
     uint32_t usable = o->pages > canonical ? o->pages - canonical : 0;
     uint32_t context = o->context ? o->context : trained;
-    e->longer_context = context < trained ? " or raise context" : "; the model was trained for no longer context";
     if (pages_for(context, o->page_size) > usable) {
         size_t need = ((size_t)pages_for(context, o->page_size) + canonical) * page_bytes;
         if (o->context || usable < 2) {
@@ -121,7 +178,6 @@ static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
                 o->pages, o->page_size, page_bytes, canonical, context, need, need / page_bytes);
         }
         context = usable * o->page_size;
-        e->longer_context = " or raise kv_memory or pages, which hold no longer context";
         mp_log_write(&e->log, MEPIC_LOG_INFO,
                      "context is %u tokens instead of the trained %u: the KV pool has %u pages of %u tokens; raise "
                      "kv_memory to %zu bytes for all",
@@ -135,26 +191,10 @@ static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
 }
 
 static mepic_status open_backend(mepic_engine *e, mepic_error *err) {
-    const mepic_engine_options *o = &e->options;
-    /* A chunk's angles start behind the canonical context. */
-    mepic_status st = mp_rope_table_open(e->model, o->context + (uint32_t)e->canonical.n, &e->rope, err);
+    mp_backend_config config = backend_config(e);
+    mepic_status st = e->ops->open(&config, &e->backend, err);
     if (st != MEPIC_OK) return st;
-    mp_backend_config config = {
-        .model = e->model,
-        .rope = &e->rope,
-        .kv_type = o->kv_type,
-        .page_size = o->page_size,
-        .n_pages = o->pages,
-        .max_rows = o->step_tokens,
-        .max_logits = o->step_tokens,
-        .max_seqs = o->max_running + MP_MAX_JOBS,
-        .threads = o->threads,
-        .isa = o->isa,
-        .log = &e->log,
-    };
-    st = mp_backend_cpu.open(&config, &e->backend, err);
-    if (st != MEPIC_OK) return st;
-    const char *numerics = e->backend->ops->numerics(e->backend);
+    const char *numerics = e->ops->numerics(e->backend);
     copy_str(e->info.backend, sizeof e->info.backend, numerics, strlen(numerics));
     return MEPIC_OK;
 }
@@ -184,21 +224,9 @@ static mepic_status open_scheduler(mepic_engine *e, mepic_error *err) {
     }
     e->sha = mp_sha256_open();
     if (!e->sha) return mp_fail_nomem(err, "a hash", 0);
-    mp_scheduler_config config = {
-        .page_size = o->page_size,
-        .cell_tokens = e->backend->ops->cell_tokens,
-        .n_pages = o->pages,
-        .max_running = o->max_running,
-        .max_jobs = MP_MAX_JOBS,
-        .max_queued = o->max_queued,
-        .step_tokens = o->step_tokens,
-        .context = o->context,
-        .longer = e->longer_context,
-        .eviction = o->eviction,
-        .canonical = e->canonical.ids,
-        .n_canonical = (uint32_t)e->canonical.n,
-        .fault = &e->fault,
-    };
+    mp_scheduler_config config;
+    scheduler_config(e, &config);
+    config.fault = &e->fault;
     mepic_status st = model_digest(e, &config.model, err);
     if (st == MEPIC_OK) st = mp_scheduler_open(&config, &e->scheduler, err);
     if (st != MEPIC_OK) return st;
@@ -235,6 +263,8 @@ mepic_status mepic_engine_open(const mepic_engine_options *options, mepic_engine
     if (st != MEPIC_OK) goto fail;
     st = open_tokenizer(e, err);
     if (st != MEPIC_OK) goto fail;
+    st = find_backend(e, err);
+    if (st != MEPIC_OK) goto fail;
     st = size_pool(e, err);
     if (st != MEPIC_OK) goto fail;
     st = open_backend(e, err);
@@ -267,7 +297,6 @@ void mepic_engine_close(mepic_engine *e) {
     mp_scheduler_close(e->scheduler);
     mp_sha256_close(e->sha);
     if (e->backend) e->backend->ops->close(e->backend);
-    mp_rope_table_close(&e->rope);
     mp_free(e->canonical.ids);
     mp_tokenizer_close(e->tokenizer);
     mp_model_close(e->model);

@@ -1,7 +1,6 @@
 #include "engine/options.h"
 
 #include <string.h>
-#include <unistd.h>
 
 mepic_status mp_options_copy(const void *in, size_t least, void *out, size_t known, const char *what,
                              mepic_error *err) {
@@ -30,15 +29,6 @@ uint32_t mp_options_link(uint32_t link_tokens, uint32_t otherwise) {
     case MEPIC_LINK_ALL: return UINT32_MAX;
     default: return link_tokens;
     }
-}
-
-/* A quarter of the machine's memory, at most 4 GiB. */
-static size_t default_kv_memory(void) {
-    const size_t most = (size_t)4 << 30;
-    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    size_t bytes;
-    if (pages <= 0 || page_bytes <= 0 || !mp_mul_size((size_t)pages, (size_t)page_bytes, &bytes)) return most / 4;
-    return bytes / 4 < most ? bytes / 4 : most;
 }
 
 static mepic_status resolve_count(const char *name, uint32_t *value, uint32_t least, uint32_t most, uint32_t otherwise,
@@ -90,8 +80,11 @@ mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_opt
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "eviction is %d; it must be one of mepic_eviction, 0 to 2",
                        (int)o.eviction);
     }
-    if (o.kv_memory == 0) o.kv_memory = default_kv_memory();
-    if (o.kv_type == MEPIC_KV_DEFAULT) o.kv_type = MEPIC_KV_F16;
+    if (!(o.gpu_memory >= 0.0f && o.gpu_memory <= 1.0f)) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "gpu_memory is %g; it must be above 0 and at most 1, or 0 (default)",
+                       (double)o.gpu_memory);
+    }
+    if (o.gpu_memory == 0.0f) o.gpu_memory = 0.9f;
     if (o.reuse == MEPIC_REUSE_DEFAULT) o.reuse = MEPIC_REUSE_MEPIC;
     if (o.eviction == MEPIC_EVICT_DEFAULT) o.eviction = MEPIC_EVICT_S3FIFO;
     o.link_tokens = mp_options_link(o.link_tokens, MP_DEFAULT_LINK_TOKENS);

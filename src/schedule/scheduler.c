@@ -33,7 +33,7 @@ static mepic_status check_config(const mp_scheduler_config *c, mepic_error *err)
 /* Cells one sequence can have. A request: shared and private tokens are at most the context, every chunk and the stream
  * may end in a cell that is not full; a chunk's linked tokens may stand in cells of its shared run as well. A job: the
  * canonical context and a chunk. */
-static uint32_t max_refs(const mp_scheduler_config *c) {
+uint32_t mp_scheduler_max_refs(const mp_scheduler_config *c) {
     uint32_t of_request = 2 * (c->context / c->cell_tokens) + c->context / MP_CHUNK_TOKENS_MIN + 2;
     uint32_t of_job = c->n_canonical / c->cell_tokens + c->context / c->cell_tokens + 2;
     return of_request > of_job ? of_request : of_job;
@@ -73,7 +73,7 @@ mepic_status mp_scheduler_open(const mp_scheduler_config *config, mp_scheduler *
                             .cell_tokens = config->cell_tokens,
                             .n_pages = config->n_pages,
                             .max_seqs = config->max_running + config->max_jobs,
-                            .max_refs = max_refs(config),
+                            .max_refs = mp_scheduler_max_refs(config),
                             .fault = config->fault };
     status = open_tables(s, err);
     s->config.canonical = NULL; /* the canonical job has its own copy */

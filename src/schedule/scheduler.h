@@ -33,7 +33,6 @@ typedef struct mp_scheduler_config {
     uint32_t max_queued;
     uint32_t step_tokens;  /* most rows a step */
     uint32_t context;      /* longest request, prompt and reply */
-    const char *longer;    /* how to have a longer one, behind "shorten it"; NULL: nothing to say; borrowed */
     mepic_eviction eviction;
     mp_digest model;       /* weights, hyper-parameters, KV type, page size, numerics class */
     const int32_t *canonical; /* tokens of the canonical context, copied; n_canonical 0: none */
@@ -41,6 +40,8 @@ typedef struct mp_scheduler_config {
     mp_fault *fault;       /* borrowed */
 } mp_scheduler_config;
 
+/* Cells the plan may have one sequence read: for mp_backend_config. */
+uint32_t mp_scheduler_max_refs(const mp_scheduler_config *config);
 mepic_status mp_scheduler_open(const mp_scheduler_config *config, mp_scheduler **out, mepic_error *err);
 void mp_scheduler_close(mp_scheduler *s); /* NULL is a no-op; requests still inside are freed */
 

@@ -8,6 +8,8 @@
 #include "base/mem.h"
 #include "infer/forward.h"
 
+const char *rig_device = "cpu";
+
 static void must(mepic_status status, const mepic_error *err) {
     if (status == MEPIC_OK) return;
     fprintf(stderr, "rig: %s: %s\n", mepic_status_name(status), err->message);
@@ -23,30 +25,19 @@ rig *rig_open(const rig_options *options) {
     rig *r = calloc(1, sizeof *r);
     r->o = *options;
     rig_options *o = &r->o;
-    o->kv_type = o->kv_type ? o->kv_type : MEPIC_KV_F32;
+    const mp_backend_ops *ops;
+    uint32_t device;
+    must(mp_backend_find(o->device ? o->device : rig_device, &ops, &device, &err), &err);
+    if (!o->kv_type) o->kv_type = ops == &mp_backend_cpu ? MEPIC_KV_F32 : ops->kv_type;
     o->page_size = or_default(o->page_size, 16);
     o->n_pages = or_default(o->n_pages, 512);
     o->step_tokens = or_default(o->step_tokens, 64);
     o->max_running = or_default(o->max_running, 40);
     o->threads = or_default(o->threads, 1);
     o->context = or_default(o->context, 2048);
-    must(mp_rope_table_open(o->model, o->context + o->n_canonical + o->page_size, &r->rope, &err), &err);
-    mp_backend_config backend = {
-        .model = o->model,
-        .rope = &r->rope,
-        .kv_type = o->kv_type,
-        .page_size = o->page_size,
-        .n_pages = o->n_pages,
-        .max_rows = o->step_tokens,
-        .max_logits = o->step_tokens,
-        .max_seqs = o->max_running + 4,
-        .threads = o->threads,
-        .isa = o->isa,
-    };
-    must(mp_backend_cpu.open(&backend, &r->backend, &err), &err);
     mp_scheduler_config config = {
         .page_size = o->page_size,
-        .cell_tokens = r->backend->ops->cell_tokens,
+        .cell_tokens = ops->cell_tokens,
         .n_pages = o->n_pages,
         .max_running = o->max_running,
         .max_jobs = 4,
@@ -58,6 +49,21 @@ rig *rig_open(const rig_options *options) {
         .n_canonical = o->n_canonical,
         .fault = &r->fault,
     };
+    mp_backend_config backend = {
+        .model = o->model,
+        .n_angles = o->context + o->n_canonical + o->page_size,
+        .kv_type = o->kv_type,
+        .page_size = o->page_size,
+        .n_pages = o->n_pages,
+        .max_rows = o->step_tokens,
+        .max_seqs = o->max_running + 4,
+        .max_refs = mp_scheduler_max_refs(&config),
+        .device = device,
+        .gpu_memory = 0.9f,
+        .threads = o->threads,
+        .isa = o->isa,
+    };
+    must(ops->open(&backend, &r->backend, &err), &err);
     must(mp_scheduler_open(&config, &r->scheduler, &err), &err);
     return r;
 }
@@ -65,7 +71,6 @@ rig *rig_open(const rig_options *options) {
 void rig_close(rig *r) {
     mp_scheduler_close(r->scheduler);
     r->backend->ops->close(r->backend);
-    mp_rope_table_close(&r->rope);
     free(r);
 }
 

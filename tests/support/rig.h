@@ -14,6 +14,7 @@ typedef struct rig_options {
     const int32_t *canonical;
     uint32_t n_canonical;
     const char *isa;
+    const char *device; /* as mp_backend_find; NULL = rig_device */
     mepic_eviction eviction;
 } rig_options;
 
@@ -35,12 +36,14 @@ typedef struct rig_request {
 
 typedef struct rig {
     rig_options o;
-    mp_rope_table rope;
     mp_backend *backend;
     mp_scheduler *scheduler;
     mp_fault fault;
     uint64_t steps;
 } rig;
+
+/* Where rigs are opened that do not say: "cpu". A test program's main sets it. */
+extern const char *rig_device;
 
 rig *rig_open(const rig_options *options);
 void rig_close(rig *r);

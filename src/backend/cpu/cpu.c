@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backend/cpu/attend.h"
 #include "backend/cpu/kernels_rows.h"
@@ -29,8 +30,8 @@ typedef struct cpu_backend {
     mp_backend base;
     const mp_model *model;
     const mp_hparams *hp;
-    const mp_rope_table *rope;
-    uint32_t max_rows, max_logits;
+    mp_rope_table rope;
+    uint32_t max_rows;
     char numerics[48];
 
     const mp_cpu_kernels *kernels;
@@ -155,7 +156,7 @@ static mepic_status open_activations(cpu_backend *c, mepic_error *err) {
     } parts[] = {
         { &c->x, rows * hp->n_embd }, { &c->h, rows * hp->n_embd }, { &c->q, rows * heads },
         { &c->k, rows * kv },         { &c->v, rows * kv },         { &c->a, rows * heads },
-        { &c->g, rows * hp->n_ff },   { &c->u, rows * hp->n_ff },   { &c->logits, (size_t)c->max_logits * hp->n_vocab },
+        { &c->g, rows * hp->n_ff },   { &c->u, rows * hp->n_ff },   { &c->logits, rows * hp->n_vocab },
     };
     size_t total = 0;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) total += (parts[i].n + 15) / 16 * 16;
@@ -196,7 +197,24 @@ static void cpu_close(mp_backend *b) {
     mp_free_aligned(c->act, c->act_bytes);
     mp_free_aligned(c->slab.data, c->slab.page_bytes * c->slab.n_pages);
     mp_threads_close(c->threads);
+    mp_rope_table_close(&c->rope);
     mp_free(c);
+}
+
+/* A quarter of the machine's memory, at most 4 GiB. */
+static mepic_status cpu_kv_memory(const mp_backend_config *config, size_t *bytes, mepic_error *err) {
+    (void)config;
+    (void)err;
+    const size_t most = (size_t)4 << 30;
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    size_t total;
+    if (pages <= 0 || page_bytes <= 0 || !mp_mul_size((size_t)pages, (size_t)page_bytes, &total)) total = most;
+    *bytes = total / 4 < most ? total / 4 : most;
+    return MEPIC_OK;
+}
+
+static uint32_t cpu_n_devices(void) {
+    return 1;
 }
 
 static mepic_status cpu_open(const mp_backend_config *config, mp_backend **out, mepic_error *err) {
@@ -207,14 +225,13 @@ static mepic_status cpu_open(const mp_backend_config *config, mp_backend **out, 
     c->base.ops = &mp_backend_cpu;
     c->model = config->model;
     c->hp = &config->model->hp;
-    c->rope = config->rope;
     c->max_rows = config->max_rows;
-    c->max_logits = config->max_logits;
 
     if ((status = mp_cpu_kernels_find(config->isa, &c->kernels, err)) != MEPIC_OK) goto fail;
     c->rows = c->kernels->rows;
     snprintf(c->numerics, sizeof c->numerics, "cpu/%s/%d", c->kernels->isa, NUMERICS_VERSION);
     if ((status = mp_threads_open(config->threads, &c->threads, err)) != MEPIC_OK) goto fail;
+    if ((status = mp_rope_table_open(config->model, config->n_angles, &c->rope, err)) != MEPIC_OK) goto fail;
     if ((status = open_slab(c, config, err)) != MEPIC_OK) goto fail;
     if ((status = open_activations(c, err)) != MEPIC_OK) goto fail;
     if ((status = mp_qrows_open(c->max_rows, most_inputs(c->hp), &c->qrows, err)) != MEPIC_OK) goto fail;
@@ -222,7 +239,7 @@ static mepic_status cpu_open(const mp_backend_config *config, mp_backend **out, 
         .kernels = c->kernels,
         .threads = c->threads,
         .hp = c->hp,
-        .rope = c->rope,
+        .rope = &c->rope,
         .slab = &c->slab,
         .max_rows = c->max_rows,
         .workspace = ATTEND_WORKSPACE,
@@ -352,11 +369,11 @@ static void store_row(cpu_backend *c, uint32_t r) {
         norm_heads(c, q, hp->n_heads, l->q_norm);
         norm_heads(c, k, hp->n_kv_heads, l->k_norm);
     }
-    const float *cos_sin = c->rope->cos_sin + (size_t)row->position * 2 * c->rope->n_pairs;
+    const float *cos_sin = c->rope.cos_sin + (size_t)row->position * 2 * c->rope.n_pairs;
     for (uint32_t h = 0; h < hp->n_kv_heads; h++) {
         float turned[256];
         size_t at = (size_t)h * hp->head_dim;
-        c->rows->turn(k + at, cos_sin, hp->rope.pairs, c->rope->n_pairs, hp->head_dim, 1.0f, turned);
+        c->rows->turn(k + at, cos_sin, hp->rope.pairs, c->rope.n_pairs, hp->head_dim, 1.0f, turned);
         memcpy(k + at, turned, hp->head_dim * sizeof *turned);
         c->rows->store[c->slab.type](turned, v + at, hp->head_dim, row->slot % MP_GROUP_TOKENS,
                                      mp_slab_group(&c->slab, row->page, c->layer, h, row->slot));
@@ -457,6 +474,9 @@ static void cpu_page_write(mp_backend *b, mp_page page, const void *src) {
 const mp_backend_ops mp_backend_cpu = {
     .name = "cpu",
     .cell_tokens = MP_CPU_CELL_TOKENS,
+    .kv_type = MEPIC_KV_F16,
+    .n_devices = cpu_n_devices,
+    .kv_memory = cpu_kv_memory,
     .open = cpu_open,
     .close = cpu_close,
     .numerics = cpu_numerics,

@@ -1,0 +1,377 @@
+#include "backend/cuda/work.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+
+/* What a bucket of costs is sorted by: its power of two. */
+enum { N_COSTS = 64 };
+
+typedef enum part {
+    PART_COUNTS,
+    PART_ROWS,
+    PART_LOGIT_ROWS,
+    PART_ZERO_PAGES,
+    PART_PAGES,
+    PART_CELLS,
+    PART_ITEMS,
+    PART_READERS,
+    PART_FOLDS,
+    PART_BLOCKS,
+    PART_REFS,
+    N_PARTS,
+} part;
+
+struct mp_cu_lists {
+    mp_cu_lists_config config;
+    size_t size[N_PARTS], cap[N_PARTS], at[N_PARTS]; /* bytes of an element, elements, offset in either buffer */
+    size_t n[N_PARTS];                               /* elements of this step */
+    uint8_t *host, *device;
+    mp_cu_work on_device, on_host;
+
+    uint32_t *cell_of;   /* [max_cells of the plan] the cell's place in the step's list; MP_NONE */
+    uint32_t *plan_cell; /* [cells of the step] the other way */
+    uint32_t *n_readers; /* [cells of the step] */
+    uint32_t *next;      /* [cells of the step] where its next reader goes */
+    uint32_t *order;     /* [cells or blocks of the step] by cost */
+    uint64_t *cost;
+    mp_cu_block *blocks; /* [PART_BLOCKS] before they are sorted */
+    uint32_t max_cells;
+};
+
+/* ---- Memory ------------------------------------------------------------------------------------------------------ */
+
+static uint32_t cells_of(const mp_cu_lists_config *c) {
+    return c->n_pages + c->max_seqs; /* the plan's own bound */
+}
+
+/* A cell has a page that no other finished cell has, so a step lists at most MP_CELL_PAGES_MAX pages for each page of
+ * the pool; the tables stop at 8 M, which is 128 M tokens of context in one step. */
+static size_t pages_of(const mp_cu_lists_config *c) {
+    size_t all = (size_t)cells_of(c) * MP_CELL_PAGES_MAX, most = (size_t)8 << 20;
+    return all < most ? all : most;
+}
+
+static size_t lay_out(const mp_cu_lists_config *c, size_t *size, size_t *cap, size_t *at) {
+    size_t refs = (size_t)c->max_seqs * c->max_refs;
+    const struct {
+        size_t size, cap;
+    } parts[N_PARTS] = {
+        [PART_COUNTS] = { sizeof(mp_cu_counts), 1 },
+        [PART_ROWS] = { sizeof(mp_cu_row), c->max_rows },
+        [PART_LOGIT_ROWS] = { sizeof(uint32_t), c->max_rows },
+        [PART_ZERO_PAGES] = { sizeof(uint32_t), (size_t)c->max_rows + 1 },
+        [PART_PAGES] = { sizeof(uint32_t), pages_of(c) },
+        [PART_CELLS] = { sizeof(mp_cu_cell), cells_of(c) },
+        [PART_ITEMS] = { sizeof(mp_cu_item), cells_of(c) },
+        [PART_READERS] = { sizeof(mp_cu_reader), c->max_slots },
+        [PART_FOLDS] = { sizeof(mp_cu_fold), c->max_seqs },
+        [PART_BLOCKS] = { sizeof(mp_cu_block), (size_t)c->max_rows + c->max_seqs },
+        [PART_REFS] = { sizeof(mp_cu_ref), refs },
+    };
+    size_t total = 0;
+    for (uint32_t p = 0; p < N_PARTS; p++) {
+        size[p] = parts[p].size;
+        cap[p] = parts[p].cap;
+        at[p] = total;
+        total += (parts[p].size * parts[p].cap + 255) / 256 * 256;
+    }
+    return total;
+}
+
+size_t mp_cu_lists_bytes(const mp_cu_lists_config *config) {
+    size_t size[N_PARTS], cap[N_PARTS], at[N_PARTS];
+    return lay_out(config, size, cap, at);
+}
+
+static mp_cu_work work_in(uint8_t *base, const size_t *at) {
+    return (mp_cu_work){
+        .counts = (mp_cu_counts *)(void *)(base + at[PART_COUNTS]),
+        .rows = (const mp_cu_row *)(void *)(base + at[PART_ROWS]),
+        .logit_rows = (const uint32_t *)(void *)(base + at[PART_LOGIT_ROWS]),
+        .pages = (const uint32_t *)(void *)(base + at[PART_PAGES]),
+        .cells = (const mp_cu_cell *)(void *)(base + at[PART_CELLS]),
+        .items = (const mp_cu_item *)(void *)(base + at[PART_ITEMS]),
+        .readers = (const mp_cu_reader *)(void *)(base + at[PART_READERS]),
+        .folds = (const mp_cu_fold *)(void *)(base + at[PART_FOLDS]),
+        .blocks = (const mp_cu_block *)(void *)(base + at[PART_BLOCKS]),
+        .refs = (const mp_cu_ref *)(void *)(base + at[PART_REFS]),
+    };
+}
+
+mepic_status mp_cu_lists_open(mp_cu_device *d, const mp_cu_lists_config *config, mp_cu_lists **out, mepic_error *err) {
+    mp_cu_lists *l = mp_calloc(1, sizeof *l);
+    if (!l) return mp_fail_nomem(err, "a step's lists", sizeof *l);
+    l->config = *config;
+    size_t bytes = lay_out(config, l->size, l->cap, l->at);
+    l->max_cells = cells_of(config);
+    size_t n = l->max_cells > l->cap[PART_BLOCKS] ? l->max_cells : l->cap[PART_BLOCKS];
+    l->cell_of = mp_calloc(l->max_cells, sizeof *l->cell_of);
+    l->plan_cell = mp_calloc(l->max_cells, sizeof *l->plan_cell);
+    l->n_readers = mp_calloc(l->max_cells, sizeof *l->n_readers);
+    l->next = mp_calloc(l->max_cells, sizeof *l->next);
+    l->order = mp_calloc(n, sizeof *l->order);
+    l->cost = mp_calloc(n, sizeof *l->cost);
+    l->blocks = mp_calloc(l->cap[PART_BLOCKS], sizeof *l->blocks);
+    mepic_status status = MEPIC_OK;
+    void *host = NULL, *device = NULL;
+    if (!l->cell_of || !l->plan_cell || !l->n_readers || !l->next || !l->order || !l->cost || !l->blocks) {
+        status = mp_fail_nomem(err, "a step's lists", n * sizeof *l->cost);
+    } else if (config->on_host) {
+        host = mp_calloc(1, bytes);
+        if (!host) status = mp_fail_nomem(err, "a step's lists", bytes);
+    } else {
+        status = mp_cu_take_pinned(d, bytes, "a step's lists", &host, err);
+        if (status == MEPIC_OK) status = mp_cu_take(d, bytes, "a step's lists", &device, err);
+    }
+    l->host = host;
+    l->device = device;
+    if (status != MEPIC_OK) {
+        mp_cu_lists_close(l);
+        return status;
+    }
+    /* A bucket's rows past the step's are read too: whatever is there must be an index of some row. */
+    if (device) CUDA_TRY(d, cudaMemsetAsync(device, 0, bytes, d->stream));
+    for (uint32_t i = 0; i < l->max_cells; i++) l->cell_of[i] = MP_NONE;
+    l->on_host = work_in(l->host, l->at);
+    if (device) l->on_device = work_in(l->device, l->at);
+    *out = l;
+    return MEPIC_OK;
+}
+
+void mp_cu_lists_close(mp_cu_lists *l) {
+    if (!l) return;
+    if (l->config.on_host) mp_free(l->host);
+    mp_free(l->cell_of);
+    mp_free(l->plan_cell);
+    mp_free(l->n_readers);
+    mp_free(l->next);
+    mp_free(l->order);
+    mp_free(l->cost);
+    mp_free(l->blocks);
+    mp_free(l);
+}
+
+static void *list(mp_cu_lists *l, part p) {
+    return l->host + l->at[p];
+}
+
+/* ---- What a row sees --------------------------------------------------------------------------------------------- */
+
+/* The end of what a row sees of the cell behind `ref`, as kv/plan.h defines it; <= ref->lo: nothing. */
+static uint32_t edge_of(const mp_plan *plan, const mp_cell_ref *ref, const mp_row *row) {
+    int64_t edge = ref->shared ? (int64_t)row->position - ref->first : (int64_t)row->index - ref->first + 1;
+    int64_t hi = ref->hi, n_tokens = plan->cells[ref->cell].n_tokens;
+    if (hi > n_tokens) hi = n_tokens;
+    if (hi > edge) hi = edge;
+    return hi > 0 ? (uint32_t)hi : 0;
+}
+
+static bool sees(const mp_plan *plan, const mp_cell_ref *ref, uint32_t hi) {
+    if (hi <= ref->lo) return false;
+    uint32_t first = ref->lo / plan->page_size, last = (hi - 1) / plan->page_size;
+    return ref->mask >> first << (63 - last + first) != 0;
+}
+
+/* The cell's place in the step's list. */
+static bool use_cell(mp_cu_lists *l, const mp_plan *plan, uint32_t id, uint32_t *out) {
+    if (l->cell_of[id] == MP_NONE) {
+        const mp_cell *cell = &plan->cells[id];
+        uint32_t at = (uint32_t)l->n[PART_CELLS];
+        size_t page = l->n[PART_PAGES];
+        if (at == l->cap[PART_CELLS] || page + cell->n_pages > l->cap[PART_PAGES]) return false;
+        ((mp_cu_cell *)list(l, PART_CELLS))[at] = (mp_cu_cell){ (uint32_t)page, cell->n_tokens };
+        memcpy((uint32_t *)list(l, PART_PAGES) + page, cell->pages, cell->n_pages * sizeof(uint32_t));
+        l->n[PART_PAGES] += cell->n_pages;
+        l->n[PART_CELLS]++;
+        l->plan_cell[at] = id;
+        l->n_readers[at] = 0;
+        l->cell_of[id] = at;
+    }
+    *out = l->cell_of[id];
+    return true;
+}
+
+/* ---- By cost ----------------------------------------------------------------------------------------------------- */
+
+/* Orders 0 .. n - 1 by the power of two of their cost, the dearest first; equal ones stay in order. */
+static void sort_by_cost(mp_cu_lists *l, uint32_t n) {
+    uint32_t start[N_COSTS + 1] = { 0 };
+    for (uint32_t i = 0; i < n; i++) start[__builtin_clzll(l->cost[i] | 1) + 1]++;
+    for (uint32_t i = 0; i < N_COSTS; i++) start[i + 1] += start[i];
+    for (uint32_t i = 0; i < n; i++) l->order[start[__builtin_clzll(l->cost[i] | 1)]++] = i;
+}
+
+/* ---- Decode ------------------------------------------------------------------------------------------------------ */
+
+/* Counts the readers of every cell the row sees and gives it its states. False: no room, and nothing changed. */
+static bool count_row(mp_cu_lists *l, const mp_step *step, uint32_t seq_id, bool *broken) {
+    const mp_plan *plan = step->plan;
+    const mp_plan_seq *seq = &plan->seqs[seq_id];
+    uint32_t n = 0, at;
+    for (uint32_t k = 0; k < seq->n_refs; k++) {
+        n += sees(plan, &seq->refs[k], edge_of(plan, &seq->refs[k], &step->rows[seq->row]));
+    }
+    if (l->n[PART_READERS] + n > l->cap[PART_READERS]) return false;
+    for (uint32_t k = 0; k < seq->n_refs; k++) {
+        if (!sees(plan, &seq->refs[k], edge_of(plan, &seq->refs[k], &step->rows[seq->row]))) continue;
+        if (!use_cell(l, plan, seq->refs[k].cell, &at)) {
+            *broken = true;
+            return false;
+        }
+        l->n_readers[at]++;
+    }
+    ((mp_cu_fold *)list(l, PART_FOLDS))[l->n[PART_FOLDS]++] =
+        (mp_cu_fold){ .row = seq->row, .first_slot = (uint32_t)l->n[PART_READERS], .n_slots = n };
+    l->n[PART_READERS] += n;
+    return true;
+}
+
+static void make_items(mp_cu_lists *l, const mp_plan *plan) {
+    uint32_t n_cells = (uint32_t)l->n[PART_CELLS], at = 0;
+    mp_cu_item *items = list(l, PART_ITEMS);
+    const mp_cu_cell *cells = list(l, PART_CELLS);
+    for (uint32_t i = 0; i < n_cells; i++) {
+        l->next[i] = at;
+        at += l->n_readers[i];
+        l->cost[i] = (uint64_t)l->n_readers[i] * cells[i].n_tokens;
+    }
+    sort_by_cost(l, n_cells);
+    for (uint32_t i = 0; i < n_cells; i++) {
+        uint32_t cell = l->order[i];
+        if (l->n_readers[cell] == 0) continue; /* of blocks only */
+        items[l->n[PART_ITEMS]++] =
+            (mp_cu_item){ .cell = cell, .first_reader = l->next[cell], .n_readers = l->n_readers[cell] };
+    }
+    (void)plan;
+}
+
+/* Writes the readers of one fold's row; `fold` was made by count_row. */
+static void add_readers(mp_cu_lists *l, const mp_step *step, uint32_t seq_id, const mp_cu_fold *fold) {
+    const mp_plan *plan = step->plan;
+    const mp_plan_seq *seq = &plan->seqs[seq_id];
+    const mp_row *row = &step->rows[seq->row];
+    mp_cu_reader *readers = list(l, PART_READERS);
+    uint32_t slot = fold->first_slot;
+    for (uint32_t k = 0; k < seq->n_refs; k++) {
+        const mp_cell_ref *ref = &seq->refs[k];
+        uint32_t hi = edge_of(plan, ref, row);
+        if (!sees(plan, ref, hi)) continue;
+        readers[l->next[l->cell_of[ref->cell]]++] = (mp_cu_reader){ .mask = ref->mask,
+                                                                    .row = seq->row,
+                                                                    .delta = row->position - ref->base,
+                                                                    .slot = slot++,
+                                                                    .lo = ref->lo,
+                                                                    .hi = (uint16_t)hi };
+    }
+}
+
+/* ---- Blocks ------------------------------------------------------------------------------------------------------ */
+
+static bool add_blocks(mp_cu_lists *l, const mp_step *step, uint32_t seq_id) {
+    const mp_plan *plan = step->plan;
+    const mp_plan_seq *seq = &plan->seqs[seq_id];
+    mp_cu_ref *refs = list(l, PART_REFS);
+    uint32_t first_ref = (uint32_t)l->n[PART_REFS], cell;
+    uint64_t n_keys = 0;
+    for (uint32_t k = 0; k < seq->n_refs; k++) {
+        const mp_cell_ref *ref = &seq->refs[k];
+        uint32_t n_tokens = plan->cells[ref->cell].n_tokens, hi = ref->hi < n_tokens ? ref->hi : n_tokens;
+        /* The last row sees the most. */
+        if (!sees(plan, ref, edge_of(plan, ref, &step->rows[seq->row + seq->n_rows - 1]))) continue;
+        if (!use_cell(l, plan, ref->cell, &cell)) return false;
+        refs[l->n[PART_REFS]++] = (mp_cu_ref){ .mask = ref->mask,
+                                               .cell = cell,
+                                               .base = ref->base,
+                                               .first = ref->first,
+                                               .lo = ref->lo,
+                                               .hi = (uint16_t)hi,
+                                               .shared = ref->shared };
+        n_keys += hi - ref->lo;
+    }
+    uint32_t n_refs = (uint32_t)l->n[PART_REFS] - first_ref;
+    for (uint32_t r = 0; r < seq->n_rows; r += l->config.block_rows) {
+        uint32_t n = seq->n_rows - r < l->config.block_rows ? seq->n_rows - r : l->config.block_rows;
+        /* Rows of a prompt see about what stands before them. */
+        l->cost[l->n[PART_BLOCKS]] = n_keys - (seq->n_rows - r - n < n_keys ? seq->n_rows - r - n : n_keys);
+        l->blocks[l->n[PART_BLOCKS]++] =
+            (mp_cu_block){ .first_row = seq->row + r, .n_rows = n, .first_ref = first_ref, .n_refs = n_refs };
+    }
+    return true;
+}
+
+static void sort_blocks(mp_cu_lists *l) {
+    uint32_t n = (uint32_t)l->n[PART_BLOCKS];
+    mp_cu_block *blocks = list(l, PART_BLOCKS);
+    sort_by_cost(l, n);
+    for (uint32_t i = 0; i < n; i++) blocks[i] = l->blocks[l->order[i]];
+}
+
+/* ---- Step -------------------------------------------------------------------------------------------------------- */
+
+static void add_rows(mp_cu_lists *l, const mp_step *step) {
+    mp_cu_row *rows = list(l, PART_ROWS);
+    uint32_t *logit_rows = list(l, PART_LOGIT_ROWS), *zero = list(l, PART_ZERO_PAGES), n_logits = 0;
+    for (uint32_t i = 0; i < step->n_rows; i++) {
+        const mp_row *r = &step->rows[i];
+        rows[i] = (mp_cu_row){
+            .token = r->token, .position = r->position, .index = r->index, .page = r->page, .slot = r->slot
+        };
+        if (r->logits) logit_rows[n_logits++] = i;
+    }
+    zero[0] = step->n_zero_pages;
+    memcpy(zero + 1, step->zero_pages, step->n_zero_pages * sizeof *zero);
+    l->n[PART_ROWS] = step->n_rows;
+    l->n[PART_LOGIT_ROWS] = n_logits;
+    l->n[PART_ZERO_PAGES] = (size_t)step->n_zero_pages + 1;
+}
+
+bool mp_cu_lists_build(mp_cu_lists *l, const mp_step *step) {
+    const mp_plan *plan = step->plan;
+    for (size_t i = 0; i < l->n[PART_CELLS]; i++) l->cell_of[l->plan_cell[i]] = MP_NONE;
+    memset(l->n, 0, sizeof l->n);
+    add_rows(l, step);
+
+    /* Decode rows in the order of `active`; the readers of a cell stand in the same order. */
+    bool broken = false;
+    mp_cu_fold *folds = list(l, PART_FOLDS);
+    for (uint32_t i = 0; i < plan->n_active && !broken; i++) {
+        uint32_t seq = plan->active[i];
+        bool decode = plan->seqs[seq].n_rows == 1 && count_row(l, step, seq, &broken);
+        if (!decode && !broken) broken = !add_blocks(l, step, seq);
+    }
+    if (broken) return false;
+    make_items(l, plan);
+    for (uint32_t i = 0, fold = 0; i < plan->n_active && fold < l->n[PART_FOLDS]; i++) {
+        if (folds[fold].row != plan->seqs[plan->active[i]].row) continue;
+        add_readers(l, step, plan->active[i], &folds[fold++]);
+    }
+    sort_blocks(l);
+    l->n[PART_COUNTS] = 1;
+    *(mp_cu_counts *)list(l, PART_COUNTS) = (mp_cu_counts){ .n_rows = step->n_rows,
+                                                            .n_logits = (uint32_t)l->n[PART_LOGIT_ROWS],
+                                                            .n_items = (uint32_t)l->n[PART_ITEMS],
+                                                            .n_folds = (uint32_t)l->n[PART_FOLDS],
+                                                            .n_blocks = (uint32_t)l->n[PART_BLOCKS] };
+    return true;
+}
+
+void mp_cu_lists_send(mp_cu_lists *l, mp_cu_device *d) {
+    for (uint32_t p = 0; p < N_PARTS; p++) {
+        if (l->n[p] == 0) continue;
+        CUDA_TRY(d, cudaMemcpyAsync(l->device + l->at[p], l->host + l->at[p], l->n[p] * l->size[p],
+                                    cudaMemcpyHostToDevice, d->stream));
+    }
+}
+
+const mp_cu_work *mp_cu_lists_work(const mp_cu_lists *l) {
+    return &l->on_device;
+}
+
+const mp_cu_work *mp_cu_lists_host(const mp_cu_lists *l) {
+    return &l->on_host;
+}
+
+const uint32_t *mp_cu_lists_zero_pages(const mp_cu_lists *l) {
+    return (const uint32_t *)(void *)(l->device + l->at[PART_ZERO_PAGES]);
+}
