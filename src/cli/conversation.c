@@ -165,7 +165,7 @@ void mp_conversation_unask(mp_conversation *c) {
 /* ---- The prompt -------------------------------------------------------------------------------------------------- */
 
 typedef struct label {
-    char text[32];
+    char text[MP_DOCUMENT_LABEL_CAP];
 } label;
 
 /* Everything that a prompt's segments point to, until mepic_prepare has copied it. */
@@ -199,8 +199,8 @@ static void add_message(prompt_parts *parts, const char *role, uint32_t first) {
 static char *wrap_question(const mp_conversation *c, uint32_t turn, bool plain) {
     const char *question = c->turns[turn].question;
     bool about_documents = c->n_documents > 0;
-    const char *before = !about_documents ? "" : turn == 0 || plain ? "\n\nQuestion: " : "Question: ";
-    const char *after = about_documents && plain ? "\nAnswer:" : "";
+    const char *before = about_documents ? mp_question_opening(turn == 0, plain) : "";
+    const char *after = about_documents ? mp_question_ending(plain) : "";
     size_t cap = strlen(before) + strlen(question) + strlen(after) + 1;
     char *out = mp_alloc(cap);
     if (out) snprintf(out, cap, "%s%s%s", before, question, after);
@@ -221,7 +221,7 @@ static bool parts_build(prompt_parts *parts, const mp_conversation *c, bool plai
     for (uint32_t t = 0; t < c->n_turns; t++) {
         uint32_t first = parts->n_segments;
         for (uint32_t d = 0; t == 0 && d < c->n_documents; d++) {
-            snprintf(parts->labels[d].text, sizeof parts->labels[d].text, "%sDocument %u:\n", d ? "\n\n" : "", d + 1);
+            mp_document_label(d, parts->labels[d].text);
             add_segment(parts, MEPIC_TEXT, parts->labels[d].text, strlen(parts->labels[d].text));
             add_segment(parts, MEPIC_CHUNK, c->documents[d].text, c->documents[d].len);
         }

@@ -1,24 +1,18 @@
 /* What a user and a model say to each other over a set of documents, and the prompt this makes.
  *
- *   system message                                        as given, or the model's own default
- *   user       TEXT  "Document 1:\n"                      the number belongs to the place, so it stays outside
- *              CHUNK "lighthouse.txt\n" content           the title belongs to the document, so it is inside
- *              TEXT  "\n\nDocument 2:\n"
- *              CHUNK ...
- *              TEXT  "\n\nQuestion: " question
- *   assistant  answer
- *   user       TEXT  "Question: " question                later turns; the documents stay at the front
+ * The documents stand in the first question, by the template of serve/documents.h, which the server uses as well; a
+ * document's title is the last part of its path.
  *
- * Without documents a question is the whole message. A model without a chat template gets the same texts as segments,
- * with "\nAnswer:" behind a question about documents. A chunk's bytes never depend on the conversation, so its KV
- * serves every order and every question. One thread. */
+ * Without documents a question is the whole message. A model without a chat template gets the same texts as segments.
+ * One thread. */
 #ifndef MEPIC_CLI_CONVERSATION_H
 #define MEPIC_CLI_CONVERSATION_H
 
 #include "base/mem.h"
 #include "base/status.h"
+#include "serve/documents.h"
 
-enum { MP_DOCUMENT_MAX_BYTES = 16 << 20, MP_DOCUMENTS_MAX = 1024 };
+enum { MP_DOCUMENT_MAX_BYTES = 16 << 20 };
 
 typedef struct mp_document {
     char *name; /* last part of the path */

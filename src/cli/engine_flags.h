@@ -12,6 +12,7 @@ enum { MP_ENGINE_FLAGS_N = 19 };
 typedef struct mp_engine_flags {
     const char *model, *canonical_context, *cache_dir, *isa, *device;
     uint32_t threads, page_size, pages, context, max_running, step_tokens, kv_type, reuse, link_tokens, eviction;
+    uint32_t max_queued; /* not an option of this group: set by the command */
     uint64_t kv_memory;
     double gpu_memory;
     bool quiet, verbose;

@@ -1,0 +1,177 @@
+/* `mepic serve`: the HTTP server, until a signal ends it. */
+#include "serve/server.h"
+
+#include "base/clock.h"
+#include "cli/commands.h"
+#include "cli/engine_flags.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+enum { N_SERVE_OPTIONS = 9, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
+
+static const char usage_text[] =
+    "usage: mepic serve -m FILE [OPTIONS]\n\n"
+    "Answers requests of OpenAI's API: POST /v1/chat/completions and /v1/completions, GET /v1/models; besides, GET\n"
+    "/health, /version and /metrics. The address goes to standard output when it can be reached. SIGTERM or Ctrl-C "
+    "lets\n"
+    "what runs end, a second one does not wait.\n";
+
+typedef struct serve_flags {
+    mp_engine_flags engine;
+    const char *host, *key_file;
+    mp_texts names;
+    uint32_t port, max_replies, max_connections, drain;
+    uint64_t max_body;
+    bool open;
+    mp_option table[N_SERVE_OPTIONS];
+} serve_flags;
+
+static mp_option_group serve_group(serve_flags *f) {
+    const mp_option options[N_SERVE_OPTIONS] = {
+        MP_TEXT(0, "host", &f->host, "ADDRESS", "where to listen (default 127.0.0.1)"),
+        MP_COUNT(0, "port", &f->port, 0, 65535, "N", "TCP port (default 8080; 0: a free one)"),
+        MP_TEXT(0, "api-key-file", &f->key_file, "FILE",
+                "keys that may ask, one a line, each with a cache of its own; needed to listen beyond 127.0.0.1"),
+        MP_FLAG(0, "allow-everybody", &f->open, "listen beyond 127.0.0.1 without keys"),
+        MP_TEXTS('a', "alias", &f->names, "NAME",
+                 "name of the model in requests; may be given several times (default: the file's)"),
+        MP_COUNT(0, "max-replies", &f->max_replies, 1, 65536, "N",
+                 "replies that wait or run; more are refused with 503 (default 1024)"),
+        MP_COUNT(0, "max-connections", &f->max_connections, 1, 65536, "N", "open connections (default 4096)"),
+        MP_SIZE(0, "max-body", &f->max_body, 1024, 1 << 30, "SIZE", "largest body of a request (default 8M)"),
+        MP_COUNT(0, "drain", &f->drain, 0, 3600, "SECONDS", "how long SIGTERM waits for what runs (default 30)"),
+    };
+    memcpy(f->table, options, sizeof options);
+    return (mp_option_group){ "Server", f->table, N_SERVE_OPTIONS };
+}
+
+/* "dir/model.gguf" -> "model" */
+static void name_of_file(const char *path, char *out, size_t cap) {
+    const char *slash = strrchr(path, '/');
+    snprintf(out, cap, "%s", slash && slash[1] ? slash + 1 : path);
+    char *dot = strrchr(out, '.');
+    if (dot && dot != out && strcmp(dot, ".gguf") == 0) *dot = 0;
+}
+
+static void write_log(void *user, mepic_log_level level, const char *message) {
+    const mp_session *session = user;
+    if (level > MEPIC_LOG_WARN && !session->verbose) return;
+    fprintf(stderr, "mepic: %s\n", message);
+}
+
+static mepic_status open_server(const serve_flags *f, mp_session *session, const mp_keys *keys, const char *file_name,
+                                mp_server **out, mepic_error *err) {
+    mp_server_options options = {
+        .engine = session->engine,
+        .host = f->host,
+        .port = (uint16_t)f->port,
+        .keys = keys,
+        .allow_open = f->open,
+        .n_names = f->names.n,
+        .max_replies = f->max_replies,
+        .max_connections = f->max_connections,
+        .max_body = f->max_body,
+        .log = { .write = write_log, .user = session },
+    };
+    if (f->names.n > MP_SERVED_NAMES_MAX) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "--alias may be given at most %d times", MP_SERVED_NAMES_MAX);
+    }
+    for (uint32_t i = 0; i < f->names.n; i++) options.names[i] = f->names.items[i];
+    if (f->names.n == 0) {
+        options.names[0] = file_name;
+        options.n_names = 1;
+    }
+    return mp_server_open(&options, out, err);
+}
+
+/* Blocks the signals that end the server, for this thread and those it starts, and makes them readable. */
+static int catch_signals(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static bool take_signal(int fd) {
+    struct signalfd_siginfo info;
+    return read(fd, &info, sizeof info) == (ssize_t)sizeof info;
+}
+
+/* Waits for a signal or for what `server` tells, at most until `deadline`. */
+static void wait_for_either(int signals, mp_server *server, uint64_t deadline) {
+    struct pollfd fds[] = { { .fd = signals, .events = POLLIN },
+                            { .fd = mp_server_event_fd(server), .events = POLLIN } };
+    uint64_t now = mp_now_ns(), left = deadline > now ? deadline - now : 0;
+    const struct timespec timeout = { .tv_sec = (time_t)(left / NS), .tv_nsec = (long)(left % NS) };
+    ppoll(fds, 2, deadline == FOREVER ? NULL : &timeout, NULL);
+    mp_server_event_take(server);
+}
+
+/* Until the end. Returns the exit status. */
+static int run_server(mp_server *server, int signals, uint32_t drain_seconds) {
+    while (!take_signal(signals)) {
+        wait_for_either(signals, server, FOREVER);
+        if (mp_server_broken(server)) {
+            fprintf(stderr, "mepic serve: the engine is broken; what ran was ended with an error\n");
+            return MP_EXIT_FAILURE;
+        }
+    }
+    mp_server_drain(server);
+    fprintf(stderr, "mepic serve: ending; what runs has %u seconds, a second signal does not wait\n", drain_seconds);
+    uint64_t deadline = mp_now_ns() + drain_seconds * NS;
+    while (!mp_server_idle(server) && mp_now_ns() < deadline && !take_signal(signals)) {
+        wait_for_either(signals, server, deadline);
+    }
+    return mp_server_broken(server) ? MP_EXIT_FAILURE : MP_EXIT_OK;
+}
+
+static int serve(const serve_flags *f, mp_session *session, const mp_keys *keys, int signals) {
+    char file_name[256];
+    name_of_file(f->engine.model, file_name, sizeof file_name);
+    mp_server *server;
+    mepic_error err;
+    mepic_status status = open_server(f, session, keys, file_name, &server, &err);
+    if (status != MEPIC_OK) {
+        fprintf(stderr, "mepic serve: %s\n", err.message);
+        return mp_exit_status(status);
+    }
+    bool v6 = f->host && strchr(f->host, ':');
+    printf("mepic serve: %s at http://%s%s%s:%u\n", f->names.n ? f->names.items[0] : file_name, v6 ? "[" : "",
+           f->host ? f->host : "127.0.0.1", v6 ? "]" : "", mp_server_port(server));
+    fflush(stdout);
+    int result = run_server(server, signals, f->drain);
+    mp_server_close(server);
+    return result;
+}
+
+int mp_cli_serve(int argc, char **argv) {
+    serve_flags f = { .port = 8080, .max_replies = REPLIES_DEFAULT, .drain = DRAIN_SECONDS };
+    const mp_option_group groups[] = { serve_group(&f), mp_engine_flags_group(&f.engine) };
+    int result;
+    if (!mp_options_begin("serve", usage_text, groups, 2, argc, argv, &result)) return result;
+    f.engine.max_queued = f.max_replies;
+    mp_keys *keys = NULL;
+    mepic_error err;
+    if (f.key_file && mp_keys_read(f.key_file, &keys, &err) != MEPIC_OK) {
+        fprintf(stderr, "mepic serve: --api-key-file: %s\n", err.message);
+        return MP_EXIT_USAGE;
+    }
+    int signals = catch_signals();
+    mp_session session;
+    if (mp_session_begin(&session, "serve", &f.engine, NULL, &result)) {
+        result = serve(&f, &session, keys, signals);
+        mp_session_close(&session);
+    }
+    close(signals);
+    mp_keys_free(keys);
+    return result;
+}

@@ -1,0 +1,80 @@
+/* One HTTP request and its answer: what the routes see of libmicrohttpd.
+ *
+ * An exchange begins when the headers are there and ends when its answer was sent or the client is gone. It belongs to
+ * the HTTP thread. A route is asked when the body is complete, and again each time a paused connection wakes, until it
+ * has answered. */
+#ifndef MEPIC_SERVE_EXCHANGE_H
+#define MEPIC_SERVE_EXCHANGE_H
+
+#include <microhttpd.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "serve/dialect.h"
+#include "serve/loop.h"
+#include "serve/server.h"
+
+typedef struct mp_exchange mp_exchange;
+
+typedef enum mp_access { MP_ACCESS_PUBLIC, MP_ACCESS_KEY } mp_access;
+
+/* A row of the one table of routes (routes.c). */
+typedef struct mp_route {
+    const char *method, *path;
+    mp_access access;
+    const mp_dialect *dialect; /* its errors; and its requests, if the route generates */
+    enum MHD_Result (*handle)(mp_exchange *exchange);
+} mp_route;
+
+/* The route of a request; NULL: *err is a 404 or 405, and *allow the method that would do (NULL: none). */
+const mp_route *mp_route_find(const char *method, const char *path, const char **allow, mp_api_error *err);
+/* The table, for the test that walks it. */
+const mp_route *mp_routes(uint32_t *n);
+
+struct mp_server {
+    mp_server_options options;
+    mp_api api; /* what dialects may know */
+    mepic_model_info info;
+    struct MHD_Daemon *daemon;
+    mp_loop *loop;
+    int listener, event_fd;
+    uint16_t port;
+    bool draining; /* under lock */
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* n_exchanges went down */
+    uint32_t n_exchanges;   /* under lock */
+    atomic_uint_fast64_t next_id;
+};
+
+uint64_t mp_server_next_id(mp_server *server);
+
+struct mp_exchange {
+    mp_server *server;
+    struct MHD_Connection *connection;
+    const mp_route *route;   /* NULL: refused before one was found */
+    const mp_key *key;       /* NULL: none was needed */
+    const char *allow;       /* for the header of a 405 */
+    mp_buf body;
+    bool body_complete;      /* all bytes of the body came */
+    mp_api_error refused;    /* status != 0: the answer when the body was swallowed */
+    char request_id[136];
+    /* of a route that generates (generate.c) */
+    mp_feed *feed;
+    mp_writer *writer;
+    mp_buf taken, out;
+    size_t out_sent;
+    bool streaming, ended;
+};
+
+/* Answers with `body`, which is taken over. */
+enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *type, mp_buf *body);
+/* Answers in the words of the route's dialect. */
+enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error);
+/* Starts an answer whose bytes come from `reader` as they are there. */
+enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_ContentReaderCallback reader);
+
+/* The handler of routes that ask the engine. */
+enum MHD_Result mp_generate(mp_exchange *x);
+void mp_generate_end(mp_exchange *x); /* frees what it put into the exchange; the client may be gone */
+
+#endif

@@ -1,0 +1,163 @@
+/* Routes that ask the engine: from a body to a feed, and from the feed's events to an answer or a stream. */
+#include <string.h>
+
+#include "serve/exchange.h"
+#include "serve/json.h"
+
+enum {
+    OUT_MAX = 64 << 20,
+    STREAM_WAITING_MAX = 1 << 20, /* bytes of events that a slow reader may leave behind */
+    BODY_WAITING_MAX = 16 << 20,  /* nobody reads a body before its end: only this thread can be late */
+    BODY_WAKE_AT = 64 << 10,
+};
+
+/* ---- Begin ------------------------------------------------------------------------------------------------------- */
+
+static void pause_connection(void *connection) {
+    MHD_suspend_connection(connection);
+}
+
+static void wake_connection(void *connection) {
+    MHD_resume_connection(connection);
+}
+
+/* What is certain without the engine is said before anything waits. */
+static bool check_length(const mp_exchange *x, const mp_generation *g, mp_api_error *err) {
+    uint32_t context = x->server->info.context;
+    for (uint32_t i = 0; i < g->n_prompts; i++) {
+        size_t n;
+        mepic_prepared_tokens(g->prompts[i], &n);
+        if (n < context) continue;
+        return mp_refuse(err, 400, "context_length_exceeded", NULL,
+                         "the prompt has %zu tokens and the reply needs at least one; the context is %u", n, context);
+    }
+    return true;
+}
+
+static bool begin(mp_exchange *x, mp_api_error *err) {
+    mp_server *server = x->server;
+    if (!mp_loop_welcome(server->loop, err)) return false;
+    json_t *body = mp_json_parse(x->body.data, x->body.len, err);
+    if (!body) return false;
+    mepic_error why;
+    mp_generation *generation = NULL;
+    uint64_t id = mp_server_next_id(server);
+    bool ok = mp_generation_open(&generation, &why) == MEPIC_OK || mp_refuse_engine(err, &why);
+    ok = ok && x->route->dialect->read(&server->api, body, id, generation, &x->writer, err);
+    json_decref(body);
+    mp_buf_clear(&x->body);
+    if (!ok || !check_length(x, generation, err)) {
+        mp_generation_free(generation);
+        return false;
+    }
+    x->streaming = generation->stream;
+    const mp_feed_reader reader = {
+        .pause = pause_connection,
+        .wake = wake_connection,
+        .connection = x->connection,
+        .limit = x->streaming ? STREAM_WAITING_MAX : BODY_WAITING_MAX,
+        .wake_at = x->streaming ? 0 : BODY_WAKE_AT,
+    };
+    if (mp_feed_open(generation, x->key ? x->key->scope : NULL, &reader, &x->feed, &why) != MEPIC_OK) {
+        mp_generation_free(generation);
+        return mp_refuse_engine(err, &why);
+    }
+    return mp_loop_submit(server->loop, x->feed, err);
+}
+
+/* ---- Events ------------------------------------------------------------------------------------------------------ */
+
+/* Hands what was taken to the writer. */
+static bool write_events(mp_exchange *x) {
+    size_t offset = 0;
+    mp_feed_event event;
+    while (mp_feed_event_next(&x->taken, &offset, &event)) {
+        if (!x->route->dialect->event(x->writer, &event, &x->out)) return false;
+    }
+    return true;
+}
+
+/* ---- One body ---------------------------------------------------------------------------------------------------- */
+
+static enum MHD_Result answer_body(mp_exchange *x) {
+    mp_api_error err;
+    for (;;) {
+        switch (mp_feed_take(x->feed, &x->taken, &err)) {
+        case MP_FEED_PAUSED: return MHD_YES;
+        case MP_FEED_POKED: continue;
+        case MP_FEED_MORE:
+            if (!write_events(x)) return MHD_NO;
+            continue;
+        case MP_FEED_FAILED: return err.status == MP_STATUS_CLIENT_GONE ? MHD_NO : mp_exchange_refuse(x, &err);
+        case MP_FEED_END:
+            if (!x->route->dialect->end(x->writer, &x->out)) return MHD_NO;
+            return mp_exchange_answer(x, 200, "application/json", &x->out);
+        }
+    }
+}
+
+/* ---- A stream ---------------------------------------------------------------------------------------------------- */
+
+/* Puts what is there into `out`. False: nothing is, the connection was paused. */
+static bool fill_stream(mp_exchange *x) {
+    const mp_dialect *dialect = x->route->dialect;
+    mp_api_error err;
+    x->out.len = x->out_sent = 0;
+    switch (mp_feed_take(x->feed, &x->taken, &err)) {
+    case MP_FEED_PAUSED: return false;
+    case MP_FEED_POKED: mp_buf_append(&x->out, ": waiting\n\n", 11); return true;
+    case MP_FEED_MORE:
+        if (write_events(x)) return true;
+        mp_refuse(&err, 500, "out_of_memory", NULL, "the reply was cancelled: out of memory");
+        break;
+    case MP_FEED_FAILED: break;
+    case MP_FEED_END:
+        x->ended = true;
+        if (dialect->end(x->writer, &x->out)) return true;
+        mp_refuse(&err, 500, "out_of_memory", NULL, "the reply's end was lost: out of memory");
+        break;
+    }
+    x->ended = true;
+    dialect->fail(x->writer, &err, &x->out);
+    return true;
+}
+
+static ssize_t read_stream(void *cls, uint64_t position, char *to, size_t max) {
+    (void)position;
+    mp_exchange *x = cls;
+    while (x->out_sent == x->out.len) {
+        if (x->ended) return MHD_CONTENT_READER_END_OF_STREAM;
+        if (!fill_stream(x)) return 0;
+    }
+    size_t n = x->out.len - x->out_sent < max ? x->out.len - x->out_sent : max;
+    memcpy(to, x->out.data + x->out_sent, n);
+    x->out_sent += n;
+    return (ssize_t)n;
+}
+
+/* The status line is written when the first event is there, so what the engine refuses has a status of its own. */
+static enum MHD_Result answer_stream(mp_exchange *x) {
+    mp_api_error err;
+    switch (mp_feed_ready(x->feed, &err)) {
+    case MP_FEED_PAUSED: return MHD_YES;
+    case MP_FEED_FAILED: return err.status == MP_STATUS_CLIENT_GONE ? MHD_NO : mp_exchange_refuse(x, &err);
+    default: return mp_exchange_stream(x, "text/event-stream; charset=utf-8", read_stream);
+    }
+}
+
+enum MHD_Result mp_generate(mp_exchange *x) {
+    mp_api_error err;
+    if (!x->feed) {
+        x->taken.limit = x->out.limit = OUT_MAX;
+        if (!begin(x, &err)) return mp_exchange_refuse(x, &err);
+    }
+    return x->streaming ? answer_stream(x) : answer_body(x);
+}
+
+void mp_generate_end(mp_exchange *x) {
+    if (x->feed) mp_feed_leave(x->feed, x->server->options.engine);
+    mp_feed_drop(x->feed);
+    if (x->writer) x->route->dialect->close(x->writer);
+    mp_buf_clear(&x->taken);
+    mp_buf_clear(&x->out);
+}

@@ -1,0 +1,190 @@
+#include "serve/json.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- In ---------------------------------------------------------------------------------------------------------- */
+
+/* Counts what a parser would build, by the bytes outside strings. It need not be JSON. */
+static bool check_bounds(const char *bytes, size_t n, mp_api_error *err) {
+    size_t depth = 0, values = 1;
+    bool in_string = false;
+    for (size_t i = 0; i < n; i++) {
+        char c = bytes[i];
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
+            continue;
+        }
+        if (c == '"') in_string = true;
+        if (c == ',' || c == ':' || c == '[' || c == '{') values++;
+        if (c == '[' || c == '{') depth++;
+        if ((c == ']' || c == '}') && depth > 0) depth--;
+        if (depth > MP_JSON_DEPTH_MAX) {
+            return mp_refuse(err, 400, "invalid_json", NULL, "the body is nested deeper than %d levels at byte %zu",
+                             MP_JSON_DEPTH_MAX, i);
+        }
+        if (values > MP_JSON_VALUES_MAX) {
+            return mp_refuse(err, 400, "invalid_json", NULL, "the body has more than %d values", MP_JSON_VALUES_MAX);
+        }
+    }
+    return true;
+}
+
+json_t *mp_json_parse(const char *bytes, size_t n, mp_api_error *err) {
+    if (n == 0) {
+        mp_refuse(err, 400, "invalid_json", NULL, "the body is empty; send a JSON object");
+        return NULL;
+    }
+    if (!check_bounds(bytes, n, err)) return NULL;
+    json_error_t why;
+    json_t *root = json_loadb(bytes, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &why);
+    if (!root) {
+        json_t *text = mp_json_text(why.text, strlen(why.text)); // it quotes the body
+        mp_refuse(err, 400, "invalid_json", NULL, "the body is not JSON: %s, at line %d, column %d",
+                  text ? json_string_value(text) : "malformed", why.line, why.column);
+        json_decref(text);
+        return NULL;
+    }
+    if (!json_is_object(root)) {
+        mp_refuse(err, 400, "invalid_json", NULL, "the body is %s; send a JSON object", mp_json_kind(root));
+        json_decref(root);
+        return NULL;
+    }
+    return root;
+}
+
+const char *mp_json_kind(const json_t *value) {
+    switch (json_typeof(value)) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "an array";
+    case JSON_STRING: return "a string";
+    case JSON_INTEGER: return "a whole number";
+    case JSON_REAL: return "a number";
+    case JSON_TRUE:
+    case JSON_FALSE: return "a boolean";
+    case JSON_NULL: return "null";
+    }
+    return "a value";
+}
+
+/* ---- Out --------------------------------------------------------------------------------------------------------- */
+
+static int append(const char *bytes, size_t n, void *out) {
+    return mp_buf_append(out, bytes, n) ? 0 : -1;
+}
+
+bool mp_json_write(json_t *value, mp_buf *out) {
+    bool ok = value && json_dump_callback(value, append, out, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0;
+    json_decref(value);
+    return ok;
+}
+
+/* Bytes of the well-formed UTF-8 character at the start of s, 0: there is none. */
+static size_t character_len(const unsigned char *s, size_t n) {
+    unsigned char c = s[0];
+    if (c < 0x80) return 1;
+    size_t len = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
+    if (c < 0xc2 || c > 0xf4 || len > n) return 0;
+    for (size_t i = 1; i < len; i++) {
+        if ((s[i] & 0xc0) != 0x80) return 0;
+    }
+    bool overlong = (c == 0xe0 && s[1] < 0xa0) || (c == 0xf0 && s[1] < 0x90);
+    bool beyond = (c == 0xed && s[1] >= 0xa0) || (c == 0xf4 && s[1] >= 0x90);
+    return overlong || beyond ? 0 : len;
+}
+
+json_t *mp_json_text(const char *bytes, size_t n) {
+    json_t *string = json_stringn(bytes ? bytes : "", n);
+    if (string) return string;
+    mp_buf repaired = { .limit = 3 * n };
+    bool ok = true;
+    for (size_t i = 0; i < n && ok;) {
+        size_t len = character_len((const unsigned char *)bytes + i, n - i);
+        ok = len > 0 ? mp_buf_append(&repaired, bytes + i, len) : mp_buf_append(&repaired, "\xef\xbf\xbd", 3);
+        i += len > 0 ? len : 1;
+    }
+    if (ok && repaired.len > 0) string = json_stringn(repaired.data, repaired.len);
+    mp_buf_clear(&repaired);
+    return string;
+}
+
+/* ---- Fields ------------------------------------------------------------------------------------------------------ */
+
+static bool fail_field(const char *path, const mp_field *field, const json_t *value, const char *what,
+                       mp_api_error *err) {
+    char name[96];
+    snprintf(name, sizeof name, "%s%s", path, field->name);
+    return mp_refuse(err, 400, "invalid_type", name, "'%s' is %s; it must be %s", name, mp_json_kind(value), what);
+}
+
+static bool fail_range(const char *path, const mp_field *field, mp_api_error *err) {
+    char name[96];
+    snprintf(name, sizeof name, "%s%s", path, field->name);
+    return mp_refuse(err, 400, "invalid_value", name, "'%s' must be from %.15g to %.15g", name, field->low,
+                     field->high);
+}
+
+static bool read_whole(const json_t *value, const char *path, const mp_field *field, int64_t *out, mp_api_error *err) {
+    if (!json_is_integer(value)) return fail_field(path, field, value, "a whole number", err);
+    json_int_t number = json_integer_value(value);
+    if ((double)number < field->low || (double)number > field->high) return fail_range(path, field, err);
+    *out = number;
+    return true;
+}
+
+static bool read_field(const json_t *value, const char *path, const mp_field *field, void *out, mp_api_error *err) {
+    char *to = (char *)out + field->offset;
+    int64_t whole;
+    switch (field->kind) {
+    case MP_FIELD_BOOL:
+        if (!json_is_boolean(value)) return fail_field(path, field, value, "true or false", err);
+        *(bool *)to = json_is_true(value);
+        return true;
+    case MP_FIELD_COUNT:
+        if (!read_whole(value, path, field, &whole, err)) return false;
+        *(uint32_t *)to = (uint32_t)whole;
+        return true;
+    case MP_FIELD_INTEGER: return read_whole(value, path, field, (int64_t *)to, err);
+    case MP_FIELD_REAL: {
+        if (!json_is_number(value)) return fail_field(path, field, value, "a number", err);
+        double real = json_number_value(value);
+        if (!(real >= field->low && real <= field->high)) return fail_range(path, field, err);
+        *(double *)to = real;
+        return true;
+    }
+    case MP_FIELD_OTHER: *(const json_t **)to = value; return true;
+    case MP_FIELD_IGNORED: return true;
+    case MP_FIELD_REFUSED:
+        if (json_is_false(value)) return true;
+        return mp_refuse(err, 400, "unsupported", field->name, "'%s%s' is not supported%s", path, field->name,
+                         field->why ? field->why : "; leave it out");
+    }
+    return true;
+}
+
+static void note_unknown(mp_buf *unknown, const char *path, const char *name) {
+    if (!unknown) return;
+    if (unknown->len > 0) mp_buf_append(unknown, ", ", 2);
+    mp_buf_append(unknown, path, strlen(path));
+    mp_buf_append(unknown, name, strlen(name));
+}
+
+bool mp_fields_read(const json_t *object, const char *path, const mp_field *fields, size_t n_fields, void *out,
+                    mp_buf *unknown, mp_api_error *err) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        const mp_field *field = NULL;
+        for (size_t i = 0; i < n_fields && !field; i++) {
+            if (strcmp(fields[i].name, name) == 0) field = &fields[i];
+        }
+        if (!field)
+            note_unknown(unknown, path, name);
+        else if (!json_is_null(value) && !read_field(value, path, field, out, err))
+            return false;
+    }
+    return true;
+}

@@ -1,0 +1,115 @@
+#include "serve/keys.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+enum { LINE_CAP = 1024 };
+
+struct mp_keys {
+    mp_key *items;
+    uint32_t n;
+};
+
+static bool digest_of(const char *domain, const char *bytes, size_t n, mp_digest *out) {
+    mp_sha256 *sha = mp_sha256_open();
+    if (!sha) return false;
+    mp_sha256_begin(sha);
+    mp_sha256_update(sha, domain, strlen(domain) + 1);
+    mp_sha256_update(sha, bytes, n);
+    *out = mp_sha256_end(sha);
+    mp_sha256_close(sha);
+    return true;
+}
+
+static bool fill_key(mp_key *key, const char *bytes, size_t n, const char *name) {
+    mp_digest scope;
+    if (!digest_of("mepic/key", bytes, n, &key->digest) || !digest_of("mepic/key-scope", bytes, n, &scope))
+        return false;
+    for (size_t i = 0; i < sizeof scope.bytes; i++) snprintf(key->scope + 2 * i, 3, "%02x", scope.bytes[i]);
+    snprintf(key->name, sizeof key->name, "%s", name);
+    return true;
+}
+
+static bool is_key_char(char c) {
+    return c > ' ' && c < 0x7f;
+}
+
+static mepic_status add_line(mp_keys *keys, const char *path, uint32_t number, char *text, mepic_error *err) {
+    text[strcspn(text, "\r\n")] = 0;
+    const char *from = text + strspn(text, " \t");
+    if (!*from || *from == '#') return MEPIC_OK;
+    size_t n = 0;
+    while (is_key_char(from[n])) n++;
+    if (n < MP_KEY_LEN_MIN || n > MP_KEY_LEN_MAX || (from[n] && from[n] != ' ' && from[n] != '\t')) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: a key is %d to %d printable ASCII characters", path,
+                       number, MP_KEY_LEN_MIN, MP_KEY_LEN_MAX);
+    }
+    if (keys->n == MP_KEYS_MAX) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: more than %d keys", path, number, MP_KEYS_MAX);
+    }
+    mp_key *grown = mp_realloc(keys->items, (keys->n + 1) * sizeof *grown);
+    if (!grown) return mp_fail_nomem(err, path, (keys->n + 1) * sizeof *grown);
+    keys->items = grown;
+    char name[48];
+    const char *given = from + n + strspn(from + n, " \t");
+    if (*given)
+        snprintf(name, sizeof name, "%s", given);
+    else
+        snprintf(name, sizeof name, "key %u", keys->n + 1);
+    if (mp_keys_find(keys, from, n)) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: this key was given before", path, number);
+    }
+    if (!fill_key(&keys->items[keys->n], from, n, name)) return mp_fail_nomem(err, path, sizeof *grown);
+    keys->n++;
+    return MEPIC_OK;
+}
+
+mepic_status mp_keys_read(const char *path, mp_keys **out, mepic_error *err) {
+    FILE *file = fopen(path, "re");
+    if (!file) return mp_fail(err, MEPIC_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
+    mp_keys *keys = mp_calloc(1, sizeof *keys);
+    mepic_status status = keys ? MEPIC_OK : mp_fail_nomem(err, path, sizeof *keys);
+    char text[LINE_CAP];
+    for (uint32_t number = 1; status == MEPIC_OK && fgets(text, sizeof text, file); number++) {
+        if (strlen(text) == sizeof text - 1) {
+            status = mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: longer than %d bytes", path, number, LINE_CAP - 2);
+        } else {
+            status = add_line(keys, path, number, text, err);
+        }
+    }
+    if (status == MEPIC_OK && ferror(file)) status = mp_fail(err, MEPIC_ERR_IO, "%s cannot be read", path);
+    if (status == MEPIC_OK && keys->n == 0) {
+        status = mp_fail(err, MEPIC_ERR_ARGUMENT, "%s holds no key; write one a line", path);
+    }
+    fclose(file);
+    if (status == MEPIC_OK)
+        *out = keys;
+    else
+        mp_keys_free(keys);
+    return status;
+}
+
+void mp_keys_free(mp_keys *keys) {
+    if (!keys) return;
+    mp_free(keys->items);
+    mp_free(keys);
+}
+
+uint32_t mp_keys_count(const mp_keys *keys) {
+    return keys->n;
+}
+
+const mp_key *mp_keys_find(const mp_keys *keys, const char *presented, size_t len) {
+    mp_digest digest;
+    if (!digest_of("mepic/key", presented, len, &digest)) return NULL;
+    const mp_key *found = NULL;
+    for (uint32_t i = 0; i < keys->n; i++) {
+        unsigned difference = 0;
+        for (size_t k = 0; k < sizeof digest.bytes; k++) difference |= digest.bytes[k] ^ keys->items[i].digest.bytes[k];
+        if (difference == 0) found = &keys->items[i];
+    }
+    return found;
+}

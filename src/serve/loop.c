@@ -1,0 +1,283 @@
+#include "serve/loop.h"
+
+#include <pthread.h>
+
+struct mp_loop {
+    mepic_engine *engine;
+    mp_loop_options options;
+    pthread_t thread;
+    bool started, joined;
+
+    pthread_mutex_t lock; /* of everything below */
+    pthread_cond_t wake;
+    mp_feed *first, *last; /* submitted, not seen by the thread yet */
+    uint32_t n_choices;    /* of these and of the live ones */
+    bool stop, broken;
+    mp_api_error refusal; /* status 0: submissions are welcome */
+    mp_metrics metrics;
+
+    mp_feed *live; /* the thread's own: in the engine */
+    bool idle;     /* the thread's own: on_idle was called and nothing came since */
+};
+
+/* ---- Of the thread ----------------------------------------------------------------------------------------------- */
+
+/* Gives a feed's seats back. Before its reader hears of the end: who has an answer may ask again. */
+static void leave_seats(mp_loop *loop, const mp_feed *feed) {
+    pthread_mutex_lock(&loop->lock);
+    loop->n_choices -= feed->n_choices;
+    pthread_mutex_unlock(&loop->lock);
+}
+
+static void link_feed(mp_loop *loop, mp_feed *feed) {
+    feed->previous = NULL;
+    feed->next = loop->live;
+    if (loop->live) loop->live->previous = feed;
+    loop->live = feed;
+}
+
+static void unlink_feed(mp_loop *loop, mp_feed *feed) {
+    if (feed->next) feed->next->previous = feed->previous;
+    if (feed->previous)
+        feed->previous->next = feed->next;
+    else
+        loop->live = feed->next;
+}
+
+static void cancel_choices(mp_loop *loop, mp_feed *feed) {
+    for (uint32_t i = 0; i < feed->n_choices; i++) {
+        const mp_choice *choice = &feed->choices[i];
+        if (choice->submitted && !choice->done) mepic_cancel(loop->engine, choice->id);
+    }
+}
+
+/* Choices that will give no more events; the last one may free the feed. */
+static void end_choices(mp_loop *loop, mp_feed *feed, uint32_t n) {
+    feed->n_ended += n;
+    if (feed->n_ended < feed->n_choices) return;
+    unlink_feed(loop, feed);
+    mp_feed_drop(feed);
+}
+
+/* Puts a feed's requests into the engine, all or none. */
+static void start_feed(mp_loop *loop, mp_feed *feed) {
+    if (mp_feed_left(feed)) {
+        leave_seats(loop, feed);
+        mp_feed_drop(feed);
+        return;
+    }
+    link_feed(loop, feed);
+    mepic_error err;
+    uint32_t i = 0;
+    for (; i < feed->n_choices; i++) {
+        mp_choice *choice = &feed->choices[i];
+        mepic_request request = mp_generation_request(feed->generation, i, feed->scope, choice);
+        mepic_request_id id;
+        if (mepic_submit(loop->engine, &request, &id, &err) != MEPIC_OK) break;
+        if (!mp_feed_started(feed, choice, id)) mepic_cancel(loop->engine, id);
+    }
+    if (i == feed->n_choices) return;
+    mp_api_error why;
+    mp_refuse_engine(&why, &err);
+    if (i == 0) leave_seats(loop, feed);
+    mp_feed_fail(feed, &why);
+    cancel_choices(loop, feed);
+    end_choices(loop, feed, feed->n_choices - i);
+}
+
+static void take_event(mp_loop *loop, const mepic_event *event) {
+    mp_choice *choice = event->user;
+    mp_feed *feed = choice->feed;
+    bool done = event->kind == MEPIC_EVENT_DONE;
+    if (done) {
+        choice->done = true;
+        pthread_mutex_lock(&loop->lock);
+        mp_metrics_count_reply(&loop->metrics, event->finish, &event->usage);
+        pthread_mutex_unlock(&loop->lock);
+        if (feed->n_ended + 1 == feed->n_choices) leave_seats(loop, feed);
+    }
+    if (!mp_feed_push(feed, choice->index, event)) cancel_choices(loop, feed);
+    if (done) end_choices(loop, feed, 1);
+}
+
+static void fail_all(mp_loop *loop, const mp_api_error *why) {
+    for (mp_feed *feed = loop->live; feed; feed = feed->next) {
+        mp_feed_fail(feed, why);
+        cancel_choices(loop, feed);
+    }
+}
+
+static void note_broken(mp_loop *loop, const mepic_error *err) {
+    mp_api_error why;
+    mp_refuse_engine(&why, err);
+    pthread_mutex_lock(&loop->lock);
+    loop->broken = true;
+    loop->refusal = why;
+    pthread_mutex_unlock(&loop->lock);
+    fail_all(loop, &why);
+    while (loop->live) { // no events will come
+        mp_feed *feed = loop->live;
+        leave_seats(loop, feed);
+        unlink_feed(loop, feed);
+        mp_feed_drop(feed);
+    }
+    if (loop->options.on_broken) loop->options.on_broken(loop->options.user);
+}
+
+static void step(mp_loop *loop) {
+    mepic_error err;
+    mepic_event event;
+    mepic_status status = mepic_step(loop->engine, &err);
+    mepic_stats stats; // told before what came of the step: who has an answer sees it counted
+    mepic_stats_read(loop->engine, &stats);
+    pthread_mutex_lock(&loop->lock);
+    loop->metrics.engine = stats;
+    pthread_mutex_unlock(&loop->lock);
+    while (mepic_poll(loop->engine, &event)) {
+        if (status == MEPIC_OK) take_event(loop, &event);
+    }
+    if (status != MEPIC_OK) note_broken(loop, &err);
+}
+
+/* Waits until there is something to do. The feeds that came, as a list by `next`; *stop: the end. */
+static mp_feed *wait_for_work(mp_loop *loop, bool *stop) {
+    bool busy = !loop->broken && mepic_busy(loop->engine);
+    if (!busy && !loop->live && !loop->idle) {
+        loop->idle = true;
+        if (loop->options.on_idle) loop->options.on_idle(loop->options.user);
+    }
+    pthread_mutex_lock(&loop->lock);
+    while (!busy && !loop->stop && !loop->first) pthread_cond_wait(&loop->wake, &loop->lock);
+    mp_feed *feeds = loop->first;
+    loop->first = loop->last = NULL;
+    *stop = loop->stop;
+    pthread_mutex_unlock(&loop->lock);
+    return feeds;
+}
+
+static void *run(void *arg) {
+    mp_loop *loop = arg;
+    for (bool stop = false; !stop;) {
+        mp_feed *feed = wait_for_work(loop, &stop);
+        while (feed) {
+            mp_feed *next = feed->next;
+            loop->idle = false;
+            start_feed(loop, feed);
+            feed = next;
+        }
+        if (!stop && !loop->broken && mepic_busy(loop->engine)) step(loop);
+    }
+    fail_all(loop, &loop->refusal); // set before `stop`, and not changed afterwards
+    while (loop->live) step(loop);  // two, for the cancelled to end
+    return NULL;
+}
+
+/* ---- Of others --------------------------------------------------------------------------------------------------- */
+
+mepic_status mp_loop_open(mepic_engine *engine, const mp_loop_options *options, mp_loop **out, mepic_error *err) {
+    mp_loop *loop = mp_calloc(1, sizeof *loop);
+    if (!loop) return mp_fail_nomem(err, "the engine's loop", sizeof *loop);
+    loop->engine = engine;
+    loop->options = *options;
+    mepic_stats_read(engine, &loop->metrics.engine);
+    pthread_mutex_init(&loop->lock, NULL);
+    pthread_cond_init(&loop->wake, NULL);
+    if (pthread_create(&loop->thread, NULL, run, loop) != 0) {
+        mp_loop_close(loop);
+        return mp_fail(err, MEPIC_ERR_NOMEM, "a thread for the engine could not be started");
+    }
+    loop->started = true;
+    *out = loop;
+    return MEPIC_OK;
+}
+
+/* Under the lock. */
+static bool has_room(mp_loop *loop, uint32_t n, mp_api_error *err) {
+    if (loop->refusal.status) {
+        *err = loop->refusal;
+    } else if (n > loop->options.max_choices - loop->n_choices) {
+        mp_refuse(err, 503, "overloaded", NULL,
+                  "%u replies wait or run and %u more are asked for; the server takes %u, try again later",
+                  loop->n_choices, n, loop->options.max_choices);
+    } else {
+        return true;
+    }
+    loop->metrics.refused++;
+    return false;
+}
+
+bool mp_loop_welcome(mp_loop *loop, mp_api_error *err) {
+    pthread_mutex_lock(&loop->lock);
+    bool ok = has_room(loop, 1, err);
+    pthread_mutex_unlock(&loop->lock);
+    return ok;
+}
+
+bool mp_loop_submit(mp_loop *loop, mp_feed *feed, mp_api_error *err) {
+    pthread_mutex_lock(&loop->lock);
+    bool ok = has_room(loop, feed->n_choices, err);
+    if (ok) {
+        mp_feed_hold(feed);
+        loop->n_choices += feed->n_choices;
+        feed->next = NULL;
+        if (loop->last)
+            loop->last->next = feed;
+        else
+            loop->first = feed;
+        loop->last = feed;
+        pthread_cond_signal(&loop->wake);
+    }
+    pthread_mutex_unlock(&loop->lock);
+    return ok;
+}
+
+void mp_loop_refuse(mp_loop *loop, const mp_api_error *reason) {
+    pthread_mutex_lock(&loop->lock);
+    if (!loop->refusal.status) loop->refusal = *reason;
+    pthread_mutex_unlock(&loop->lock);
+}
+
+void mp_loop_stop(mp_loop *loop, const mp_api_error *reason) {
+    mp_loop_refuse(loop, reason);
+    pthread_mutex_lock(&loop->lock);
+    loop->stop = true;
+    pthread_cond_signal(&loop->wake);
+    pthread_mutex_unlock(&loop->lock);
+    if (loop->started && !loop->joined) pthread_join(loop->thread, NULL);
+    loop->joined = true;
+}
+
+void mp_loop_close(mp_loop *loop) {
+    if (!loop) return;
+    mp_api_error reason;
+    mp_refuse(&reason, 503, "shutting_down", NULL, "the server is shutting down");
+    mp_loop_stop(loop, &reason);
+    pthread_cond_destroy(&loop->wake);
+    pthread_mutex_destroy(&loop->lock);
+    mp_free(loop);
+}
+
+void mp_loop_metrics(mp_loop *loop, mp_metrics *out) {
+    pthread_mutex_lock(&loop->lock);
+    *out = loop->metrics;
+    out->choices = loop->n_choices;
+    pthread_mutex_unlock(&loop->lock);
+}
+
+uint32_t mp_loop_choices(mp_loop *loop) {
+    pthread_mutex_lock(&loop->lock);
+    uint32_t n = loop->n_choices;
+    pthread_mutex_unlock(&loop->lock);
+    return n;
+}
+
+bool mp_loop_broken(mp_loop *loop) {
+    pthread_mutex_lock(&loop->lock);
+    bool broken = loop->broken;
+    pthread_mutex_unlock(&loop->lock);
+    return broken;
+}
+
+mepic_engine *mp_loop_engine(mp_loop *loop) {
+    return loop->engine;
+}

@@ -1,0 +1,200 @@
+/* From "messages" and "prompt" to prepared prompts. */
+#include <stdio.h>
+#include <string.h>
+
+#include "serve/documents.h"
+#include "serve/json.h"
+#include "serve/openai.h"
+#include "serve/prompt.h"
+
+enum { MESSAGES_MAX = 8192, PATH_CAP = 64, INSIDE_CAP = PATH_CAP + 48 };
+
+/* ---- Chat -------------------------------------------------------------------------------------------------------- */
+
+static bool refuse_type(const char *path, const json_t *value, const char *what, mp_api_error *err) {
+    return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be %s", path,
+                     value ? mp_json_kind(value) : "missing", what);
+}
+
+static const char *role_of(const json_t *message, const char *path, mp_api_error *err) {
+    static const char *const roles[][2] = { { "system", "system" },
+                                            { "developer", "system" },
+                                            { "user", "user" },
+                                            { "assistant", "assistant" },
+                                            { "tool", "tool" } };
+    const json_t *role = json_object_get(message, "role");
+    for (size_t i = 0; json_is_string(role) && i < sizeof roles / sizeof *roles; i++) {
+        if (strcmp(json_string_value(role), roles[i][0]) == 0) return roles[i][1];
+    }
+    mp_refuse(err, 400, "invalid_value", path, "'%s.role' must be system, developer, user, assistant or tool", path);
+    return NULL;
+}
+
+/* {"type": "text", "text": ..., "mepic": {"chunk": true, "cache": false}} */
+static bool read_part(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err) {
+    if (!json_is_object(part)) return refuse_type(path, part, "an object", err);
+    const json_t *type = json_object_get(part, "type");
+    if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
+        return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"text\"; nothing else is understood", path);
+    }
+    const json_t *text = json_object_get(part, "text");
+    if (!json_is_string(text)) {
+        return mp_refuse(err, 400, "invalid_type", path, "'%s.text' is %s; it must be a string", path,
+                         text ? mp_json_kind(text) : "missing");
+    }
+    *out = (mepic_segment){ .text = json_string_value(text), .len = json_string_length(text) };
+    const json_t *mepic = json_object_get(part, "mepic");
+    if (!mepic || json_is_null(mepic)) return true;
+    struct {
+        bool chunk, cache;
+    } marks = { .cache = true };
+    static const mp_field fields[] = { { "chunk", MP_FIELD_BOOL, 0, 0, 0, NULL },
+                                       { "cache", MP_FIELD_BOOL, sizeof(bool), 0, 0, NULL } };
+    if (!json_is_object(mepic)) {
+        return mp_refuse(err, 400, "invalid_type", path, "'%s.mepic' is %s; it must be an object", path,
+                         mp_json_kind(mepic));
+    }
+    char inside[INSIDE_CAP];
+    snprintf(inside, sizeof inside, "%s.mepic.", path);
+    if (!mp_fields_read(mepic, inside, fields, 2, &marks, NULL, err)) return false;
+    if (marks.chunk) out->kind = MEPIC_CHUNK;
+    out->no_cache = !marks.cache;
+    return true;
+}
+
+/* `opening` stands in front of the message's text. */
+static bool add_parts(mp_prompt_draft *draft, const json_t *parts, const char *path, const char *opening,
+                      mp_api_error *err) {
+    for (size_t i = 0; i < json_array_size(parts); i++) {
+        char inside[PATH_CAP + 32];
+        snprintf(inside, sizeof inside, "%s.content[%zu]", path, i);
+        mepic_segment segment;
+        if (!read_part(json_array_get(parts, i), inside, &segment, err)) return false;
+        bool joins = i == 0 && *opening && segment.kind == MEPIC_TEXT, ok = true;
+        if (i == 0 && *opening && !joins) ok = mp_draft_add_text(draft, opening, "", 0, "");
+        if (ok && joins) ok = mp_draft_add_text(draft, opening, segment.text, segment.len, "");
+        if (ok && !joins) ok = mp_draft_add(draft, segment);
+        if (!ok) return mp_refuse_memory(err, "a message");
+    }
+    return true;
+}
+
+static bool add_content(mp_prompt_draft *draft, const json_t *message, const char *path, const char *opening,
+                        mp_api_error *err) {
+    const json_t *content = json_object_get(message, "content");
+    if (json_is_string(content)) {
+        return mp_draft_add_text(draft, opening, json_string_value(content), json_string_length(content), "") ||
+               mp_refuse_memory(err, "a message");
+    }
+    if (json_is_array(content)) return add_parts(draft, content, path, opening, err);
+    return mp_refuse(err, 400, "invalid_type", path, "'%s.content' is %s; it must be a string or an array of parts",
+                     path, content ? mp_json_kind(content) : "missing");
+}
+
+static bool add_messages(mp_prompt_draft *draft, const mp_openai_request *request, mp_api_error *err) {
+    bool documents = mp_documents_count(request->documents) > 0, placed = false;
+    for (size_t i = 0; i < json_array_size(request->messages); i++) {
+        const json_t *message = json_array_get(request->messages, i);
+        char path[PATH_CAP];
+        snprintf(path, sizeof path, "messages[%zu]", i);
+        if (!json_is_object(message)) return refuse_type(path, message, "an object", err);
+        const char *role = role_of(message, path, err), *opening = "";
+        if (!role) return false;
+        if (documents && strcmp(role, "user") == 0) {
+            opening = mp_question_opening(!placed, false);
+            if (!placed && !mp_draft_add_documents(draft, request->documents, err)) return false;
+            placed = true;
+        }
+        if (!add_content(draft, message, path, opening, err)) return false;
+        if (!mp_draft_close(draft, role)) return mp_refuse_memory(err, "a message");
+    }
+    if (documents && !placed) {
+        return mp_refuse(err, 400, "invalid_value", "documents",
+                         "'documents' stand in the first user message, and there is none");
+    }
+    return true;
+}
+
+static bool add_prompt(mp_generation *generation, const mp_api *api, const mp_prompt_draft *draft, bool no_bos,
+                       mp_api_error *err) {
+    mepic_prepared *prepared;
+    if (!mp_draft_prepare(draft, api->engine, no_bos, &prepared, err)) return false;
+    generation->prompts[generation->n_prompts++] = prepared;
+    return true;
+}
+
+bool mp_openai_chat_prompt(const mp_api *api, const mp_openai_request *request, mp_generation *generation,
+                           mp_api_error *err) {
+    const json_t *messages = request->messages;
+    if (!json_is_array(messages)) return refuse_type("messages", messages, "an array", err);
+    if (json_array_size(messages) == 0 || json_array_size(messages) > MESSAGES_MAX) {
+        return mp_refuse(err, 400, "invalid_value", "messages", "'messages' has %zu items; it must have 1 to %d",
+                         json_array_size(messages), MESSAGES_MAX);
+    }
+    if (request->documents && !json_is_array(request->documents)) {
+        return refuse_type("documents", request->documents, "an array", err);
+    }
+    mp_prompt_draft draft = { 0 };
+    bool ok = add_messages(&draft, request, err) && add_prompt(generation, api, &draft, false, err);
+    mp_draft_clear(&draft);
+    return ok;
+}
+
+/* ---- Completions ------------------------------------------------------------------------------------------------- */
+
+/* `out` has room for them all. */
+static bool read_ids(const json_t *ids, const char *path, int32_t *out, mp_api_error *err) {
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        const json_t *id = json_array_get(ids, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX) {
+            return mp_refuse(err, 400, "invalid_value", path, "'%s[%zu]' is not a token id", path, i);
+        }
+        out[i] = (int32_t)json_integer_value(id);
+    }
+    return true;
+}
+
+/* A string, or token ids, which are taken as they are. */
+static bool add_text_prompt(const mp_api *api, const mp_openai_request *request, const json_t *prompt, const char *path,
+                            mp_generation *generation, mp_api_error *err) {
+    bool documents = mp_documents_count(request->documents) > 0;
+    const char *opening = documents ? mp_question_opening(true, true) : "";
+    const char *ending = documents ? mp_question_ending(true) : "";
+    mp_prompt_draft draft = { 0 };
+    int32_t *ids = NULL;
+    bool ok = mp_draft_add_documents(&draft, request->documents, err);
+    if (ok && json_is_string(prompt)) {
+        ok = mp_draft_add_text(&draft, opening, json_string_value(prompt), json_string_length(prompt), ending) ||
+             mp_refuse_memory(err, "a prompt");
+        /* Who writes a raw prompt writes its template too. */
+        if (ok && !documents) draft.segments[draft.n_segments - 1].parse_special = true;
+    } else if (ok && json_is_array(prompt) && json_array_size(prompt) > 0 && !documents) {
+        ids = mp_calloc(json_array_size(prompt), sizeof *ids);
+        ok = (ids || mp_refuse_memory(err, "a prompt")) && read_ids(prompt, path, ids, err) &&
+             (mp_draft_add(&draft, (mepic_segment){ .tokens = ids, .n_tokens = json_array_size(prompt) }) ||
+              mp_refuse_memory(err, "a prompt"));
+    } else if (ok) {
+        ok = refuse_type(path, prompt, documents ? "a string when there are documents" : "a string or token ids", err);
+    }
+    ok = ok && add_prompt(generation, api, &draft, ids != NULL, err);
+    mp_free(ids);
+    mp_draft_clear(&draft);
+    return ok;
+}
+
+bool mp_openai_text_prompts(const mp_api *api, const mp_openai_request *request, mp_generation *generation,
+                            mp_api_error *err) {
+    const json_t *prompt = request->prompt;
+    bool many = json_is_array(prompt) && json_array_size(prompt) > 0 && !json_is_integer(json_array_get(prompt, 0));
+    if (!many) return add_text_prompt(api, request, prompt, "prompt", generation, err);
+    if (json_array_size(prompt) > MP_PROMPTS_MAX) {
+        return mp_refuse(err, 400, "invalid_value", "prompt", "'prompt' has %zu items; at most %d",
+                         json_array_size(prompt), MP_PROMPTS_MAX);
+    }
+    for (size_t i = 0; i < json_array_size(prompt); i++) {
+        char path[PATH_CAP];
+        snprintf(path, sizeof path, "prompt[%zu]", i);
+        if (!add_text_prompt(api, request, json_array_get(prompt, i), path, generation, err)) return false;
+    }
+    return true;
+}

@@ -1,0 +1,184 @@
+#include "serve/prompt.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "serve/documents.h"
+#include "serve/json.h"
+
+enum { DOCUMENT_BYTES_MAX = 16 << 20 };
+
+/* ---- Parts ------------------------------------------------------------------------------------------------------- */
+
+void mp_draft_clear(mp_prompt_draft *draft) {
+    for (uint32_t i = 0; i < draft->n_owned; i++) mp_free(draft->owned[i]);
+    mp_free(draft->owned);
+    mp_free(draft->segments);
+    mp_free(draft->messages);
+    *draft = (mp_prompt_draft){ 0 };
+}
+
+/* Room for one more item of `size` bytes. */
+static bool grow(void *items, uint32_t n, uint32_t *cap, size_t size) {
+    if (n < *cap) return true;
+    uint32_t more = *cap ? 2 * *cap : 16;
+    void *old;
+    memcpy(&old, items, sizeof old);
+    void *grown = mp_realloc(old, more * size);
+    if (!grown) return false;
+    memcpy(items, &grown, sizeof grown);
+    *cap = more;
+    return true;
+}
+
+bool mp_draft_add(mp_prompt_draft *draft, mepic_segment segment) {
+    if (!grow(&draft->segments, draft->n_segments, &draft->cap_segments, sizeof *draft->segments)) return false;
+    draft->segments[draft->n_segments++] = segment;
+    return true;
+}
+
+/* The draft frees `text` when it is cleared, or at once on failure. */
+static bool own(mp_prompt_draft *draft, char *text) {
+    if (!text) return false;
+    if (!grow(&draft->owned, draft->n_owned, &draft->cap_owned, sizeof *draft->owned)) {
+        mp_free(text);
+        return false;
+    }
+    draft->owned[draft->n_owned++] = text;
+    return true;
+}
+
+bool mp_draft_add_text(mp_prompt_draft *draft, const char *before, const char *text, size_t len, const char *after) {
+    size_t n_before = strlen(before), n_after = strlen(after);
+    if (n_before + n_after == 0) return mp_draft_add(draft, (mepic_segment){ .text = text, .len = len });
+    char *joined = mp_alloc(n_before + len + n_after);
+    if (!own(draft, joined)) return false;
+    memcpy(joined, before, n_before);
+    if (len > 0) memcpy(joined + n_before, text, len);
+    memcpy(joined + n_before + len, after, n_after);
+    return mp_draft_add(draft, (mepic_segment){ .text = joined, .len = n_before + len + n_after });
+}
+
+bool mp_draft_close(mp_prompt_draft *draft, const char *role) {
+    if (!grow(&draft->messages, draft->n_messages, &draft->cap_messages, sizeof *draft->messages)) return false;
+    uint32_t first = 0;
+    if (draft->n_messages > 0) {
+        first = draft->messages[draft->n_messages - 1].first + draft->messages[draft->n_messages - 1].n;
+    }
+    draft->messages[draft->n_messages++] =
+        (struct mp_draft_message){ .role = role, .first = first, .n = draft->n_segments - first };
+    return true;
+}
+
+bool mp_refuse_memory(mp_api_error *err, const char *what) {
+    return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for %s", what);
+}
+
+/* ---- Documents --------------------------------------------------------------------------------------------------- */
+
+uint32_t mp_documents_count(const json_t *documents) {
+    return documents ? (uint32_t)json_array_size(documents) : 0;
+}
+
+static bool is_content(const char *name) {
+    return strcmp(name, "text") == 0 || strcmp(name, "snippet") == 0 || strcmp(name, "content") == 0;
+}
+
+static bool append_line(mp_buf *out, const char *name, const json_t *value) {
+    if (out->len > 0 && !mp_buf_append(out, "\n", 1)) return false;
+    bool named = name && !is_content(name);
+    if (named && (!mp_buf_append(out, name, strlen(name)) || !mp_buf_append(out, ": ", 2))) return false;
+    return mp_buf_append(out, json_string_value(value), json_string_length(value));
+}
+
+/* The title first, then the others as they stand: a content as it is, anything else behind its name. */
+static bool document_of_fields(const json_t *fields, const char *path, mp_buf *out, mp_api_error *err) {
+    const json_t *title = json_object_get(fields, "title");
+    const char *name;
+    json_t *value;
+    bool has_content = false;
+    if (json_is_string(title) && json_string_length(title) > 0 && !append_line(out, NULL, title)) {
+        return mp_refuse_memory(err, "a document");
+    }
+    json_object_foreach((json_t *)fields, name, value) {
+        if (strcmp(name, "id") == 0 || strcmp(name, "data") == 0 || json_is_null(value)) continue;
+        if (!json_is_string(value)) {
+            return mp_refuse(err, 400, "invalid_type", path, "'%s.%.40s' is %s; it must be a string", path, name,
+                             mp_json_kind(value));
+        }
+        if (strcmp(name, "title") == 0) continue;
+        has_content = true;
+        if (!append_line(out, name, value)) return mp_refuse_memory(err, "a document");
+    }
+    return has_content || mp_refuse(err, 400, "invalid_value", path, "'%s' has no text", path);
+}
+
+static bool add_document(mp_prompt_draft *draft, const json_t *document, uint32_t index, mp_api_error *err) {
+    char path[32], label[MP_DOCUMENT_LABEL_CAP];
+    snprintf(path, sizeof path, "documents[%u]", index);
+    const json_t *data = json_object_get(document, "data");
+    if (data) document = data;
+    mp_buf text = { .limit = DOCUMENT_BYTES_MAX };
+    bool ok = true;
+    if (json_is_string(document)) {
+        ok = append_line(&text, NULL, document) || mp_refuse_memory(err, "a document");
+    } else if (json_is_object(document)) {
+        ok = document_of_fields(document, path, &text, err);
+    } else {
+        ok = mp_refuse(err, 400, "invalid_type", path,
+                       "'%s' is %s; it must be a string, {\"title\", \"text\"} or {\"id\", \"data\"}", path,
+                       mp_json_kind(document));
+    }
+    while (text.len > 0 && text.data[text.len - 1] == '\n') text.len--;
+    if (ok && text.len == 0) ok = mp_refuse(err, 400, "invalid_value", path, "'%s' is empty", path);
+    mp_document_label(index, label);
+    if (!ok) {
+        mp_buf_clear(&text);
+        return false;
+    }
+    if (!own(draft, text.data) || !mp_draft_add_text(draft, label, "", 0, "") ||
+        !mp_draft_add(draft, (mepic_segment){ .kind = MEPIC_CHUNK, .text = text.data, .len = text.len })) {
+        return mp_refuse_memory(err, "a document");
+    }
+    return true;
+}
+
+bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_api_error *err) {
+    if (!documents) return true;
+    if (!json_is_array(documents)) {
+        return mp_refuse(err, 400, "invalid_type", "documents", "'documents' is %s; it must be an array",
+                         mp_json_kind(documents));
+    }
+    if (json_array_size(documents) > MP_DOCUMENTS_MAX) {
+        return mp_refuse(err, 400, "invalid_value", "documents", "'documents' has %zu items; at most %d",
+                         json_array_size(documents), MP_DOCUMENTS_MAX);
+    }
+    for (uint32_t i = 0; i < json_array_size(documents); i++) {
+        if (!add_document(draft, json_array_get(documents, i), i, err)) return false;
+    }
+    return true;
+}
+
+/* ---- Prepare ----------------------------------------------------------------------------------------------------- */
+
+bool mp_draft_prepare(const mp_prompt_draft *draft, const mepic_engine *engine, bool no_bos, mepic_prepared **out,
+                      mp_api_error *err) {
+    mepic_message *messages = mp_calloc(draft->n_messages, sizeof *messages);
+    if (!messages) return mp_refuse_memory(err, "a prompt");
+    for (uint32_t i = 0; i < draft->n_messages; i++) {
+        const struct mp_draft_message *m = &draft->messages[i];
+        messages[i] = (mepic_message){ .role = m->role, .parts = draft->segments + m->first, .n_parts = m->n };
+    }
+    const mepic_prompt prompt = {
+        .size = sizeof prompt,
+        .messages = messages,
+        .n_messages = draft->n_messages,
+        .segments = draft->segments,
+        .n_segments = draft->n_segments,
+        .no_bos = no_bos,
+    };
+    mepic_error why;
+    mepic_status status = mepic_prepare(engine, &prompt, out, &why);
+    mp_free(messages);
+    return status == MEPIC_OK || mp_refuse_engine(err, &why);
+}

@@ -1,0 +1,41 @@
+/* Prompts in the making: segments and messages that borrow from a request's JSON, until mepic_prepare has copied them.
+ *
+ * Dialects add parts and close them to messages in order. One thread. */
+#ifndef MEPIC_SERVE_PROMPT_H
+#define MEPIC_SERVE_PROMPT_H
+
+#include <jansson.h>
+
+#include "serve/error.h"
+
+typedef struct mp_prompt_draft {
+    mepic_segment *segments;
+    uint32_t n_segments, cap_segments;
+    struct mp_draft_message {
+        const char *role;
+        uint32_t first, n;
+    } *messages;
+    uint32_t n_messages, cap_messages;
+    char **owned; /* texts that were put together */
+    uint32_t n_owned, cap_owned;
+} mp_prompt_draft;
+
+void mp_draft_clear(mp_prompt_draft *draft);
+/* A part of the message that is open. False: out of memory. */
+bool mp_draft_add(mp_prompt_draft *draft, mepic_segment segment);
+/* As mp_draft_add, with texts put together into one TEXT. */
+bool mp_draft_add_text(mp_prompt_draft *draft, const char *before, const char *text, size_t len, const char *after);
+/* Makes a message of the parts added since the last one. `role` is borrowed. */
+bool mp_draft_close(mp_prompt_draft *draft, const char *role);
+
+/* Adds `documents` (NULL: none) by the template of serve/documents.h: strings, {title, text}, {id, data}.
+ * False: *err names the document. */
+bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_api_error *err);
+uint32_t mp_documents_count(const json_t *documents);
+
+/* The messages or, if there are none, the segments (behind the model's BOS unless no_bos) as a prepared prompt. */
+bool mp_draft_prepare(const mp_prompt_draft *draft, const mepic_engine *engine, bool no_bos, mepic_prepared **out,
+                      mp_api_error *err);
+bool mp_refuse_memory(mp_api_error *err, const char *what);
+
+#endif

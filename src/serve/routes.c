@@ -1,0 +1,86 @@
+/* Every route with its auth, in one table, and the small ones. */
+#include <string.h>
+
+#include "serve/exchange.h"
+#include "serve/json.h"
+
+static enum MHD_Result answer_json(mp_exchange *x, unsigned status, json_t *value) {
+    mp_buf body = { .limit = 1 << 20 };
+    if (mp_json_write(value, &body)) return mp_exchange_answer(x, status, "application/json", &body);
+    mp_buf_clear(&body);
+    return MHD_NO;
+}
+
+static enum MHD_Result handle_models(mp_exchange *x) {
+    const mp_api *api = &x->server->api;
+    const mepic_model_info *m = api->info;
+    json_t *data = json_array();
+    for (uint32_t i = 0; i < api->n_names; i++) {
+        json_t *meta = json_pack("{s:I, s:I, s:I, s:I, s:I}", "n_vocab", (json_int_t)m->n_vocab, "n_ctx_train",
+                                 (json_int_t)m->trained_context, "n_embd", (json_int_t)m->n_embd, "n_params",
+                                 (json_int_t)m->parameters, "size", (json_int_t)m->file_bytes);
+        json_array_append_new(data, json_pack("{s:o, s:s, s:I, s:s, s:I, s:o}", "id",
+                                              mp_json_text(api->names[i], strlen(api->names[i])), "object", "model",
+                                              "created", (json_int_t)api->created, "owned_by", "mepic", "max_model_len",
+                                              (json_int_t)m->context, "meta", meta));
+    }
+    return answer_json(x, 200, json_pack("{s:s, s:o}", "object", "list", "data", data));
+}
+
+static enum MHD_Result handle_health(mp_exchange *x) {
+    mp_server *server = x->server;
+    pthread_mutex_lock(&server->lock);
+    bool draining = server->draining;
+    pthread_mutex_unlock(&server->lock);
+    if (mp_loop_broken(server->loop)) return answer_json(x, 503, json_pack("{s:s}", "status", "broken"));
+    if (draining) return answer_json(x, 503, json_pack("{s:s}", "status", "draining"));
+    return answer_json(x, 200, json_pack("{s:s}", "status", "ok"));
+}
+
+static enum MHD_Result handle_version(mp_exchange *x) {
+    return answer_json(x, 200, json_pack("{s:s}", "version", MEPIC_VERSION));
+}
+
+static enum MHD_Result handle_metrics(mp_exchange *x) {
+    mp_metrics metrics;
+    mp_loop_metrics(x->server->loop, &metrics);
+    mp_buf body = { .limit = 1 << 20 };
+    if (mp_metrics_write(&metrics, x->server->api.info, x->server->api.names[0], &body)) {
+        return mp_exchange_answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
+    }
+    mp_buf_clear(&body);
+    return MHD_NO;
+}
+
+static const mp_route routes[] = {
+    { "GET", "/health", MP_ACCESS_PUBLIC, &mp_openai_chat, handle_health },
+    { "GET", "/v1/health", MP_ACCESS_PUBLIC, &mp_openai_chat, handle_health },
+    { "GET", "/version", MP_ACCESS_KEY, &mp_openai_chat, handle_version },
+    { "GET", "/metrics", MP_ACCESS_KEY, &mp_openai_chat, handle_metrics },
+    { "GET", "/v1/models", MP_ACCESS_KEY, &mp_openai_chat, handle_models },
+    { "POST", "/v1/chat/completions", MP_ACCESS_KEY, &mp_openai_chat, mp_generate },
+    { "POST", "/v1/completions", MP_ACCESS_KEY, &mp_openai_completions, mp_generate },
+};
+
+const mp_route *mp_routes(uint32_t *n) {
+    *n = sizeof routes / sizeof *routes;
+    return routes;
+}
+
+const mp_route *mp_route_find(const char *method, const char *path, const char **allow, mp_api_error *err) {
+    *allow = NULL;
+    const char *wanted = strcmp(method, "HEAD") == 0 ? "GET" : method;
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        if (strcmp(routes[i].path, path) != 0) continue;
+        if (strcmp(routes[i].method, wanted) == 0) {
+            *allow = NULL;
+            return &routes[i];
+        }
+        *allow = routes[i].method;
+    }
+    if (*allow)
+        mp_refuse(err, 405, "method_not_allowed", NULL, "%s takes %s, not %.16s", path, *allow, method);
+    else
+        mp_refuse(err, 404, "no_such_route", NULL, "there is no route %.16s %.200s", method, path);
+    return NULL;
+}

@@ -1,0 +1,403 @@
+/* The daemon: sockets, limits, the checks every request passes before its route sees it. */
+#include "serve/server.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "serve/exchange.h"
+
+enum {
+    HEADER_BYTES_MAX = 32 << 10,
+    HEADERS_MAX = 64,
+    PATH_BYTES_MAX = 1024,
+    IDLE_SECONDS = 75,
+    FLUSH_SECONDS = 2,
+    STREAM_BLOCK = 16 << 10,
+};
+
+/* ---- Answers ----------------------------------------------------------------------------------------------------- */
+
+static enum MHD_Result queue(mp_exchange *x, unsigned status, const char *type, struct MHD_Response *response) {
+    if (!response) return MHD_NO;
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, type);
+    MHD_add_response_header(response, "X-Request-Id", x->request_id);
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
+    if (x->allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, x->allow);
+    /* What is left of a refused body is not read. */
+    if (!x->body_complete) MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    if (x->refused.retry_after > 0) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%u", x->refused.retry_after);
+        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
+    }
+    enum MHD_Result result = MHD_queue_response(x->connection, status, response);
+    MHD_destroy_response(response);
+    mp_log_write(&x->server->options.log, MEPIC_LOG_DEBUG, "%s %s %u%s%s", x->request_id,
+                 x->route ? x->route->path : "-", status, x->refused.status ? ": " : "", x->refused.message);
+    return result;
+}
+
+enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *type, mp_buf *body) {
+    struct MHD_Response *response = MHD_create_response_from_buffer_with_free_callback(body->len, body->data, mp_free);
+    if (!response) return MHD_NO;
+    *body = (mp_buf){ .limit = body->limit };
+    return queue(x, status, type, response);
+}
+
+enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error) {
+    const mp_dialect *dialect = x->route ? x->route->dialect : &mp_openai_chat;
+    mp_buf body = { .limit = 16 << 10 };
+    if (!dialect->error(error, &body)) {
+        mp_buf_clear(&body);
+        return MHD_NO;
+    }
+    if (error != &x->refused) x->refused = *error;
+    return mp_exchange_answer(x, error->status, "application/json", &body);
+}
+
+enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_ContentReaderCallback reader) {
+    struct MHD_Response *response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, reader, x, NULL);
+    if (response) MHD_add_response_header(response, "X-Accel-Buffering", "no");
+    return queue(x, 200, type, response);
+}
+
+/* ---- Requests ---------------------------------------------------------------------------------------------------- */
+
+static const char *header(struct MHD_Connection *connection, const char *name) {
+    return MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
+}
+
+typedef struct header_counts {
+    uint32_t all, lengths, encodings;
+} header_counts;
+
+static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *name, const char *value) {
+    (void)kind;
+    (void)value;
+    header_counts *counts = cls;
+    counts->all++;
+    counts->lengths += strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH) == 0;
+    counts->encodings += strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING) == 0;
+    return MHD_YES;
+}
+
+/* Two ways to tell where a body ends are how one request is smuggled behind another. */
+static bool check_framing(mp_exchange *x, mp_api_error *err) {
+    header_counts counts = { 0 };
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_header, &counts);
+    if (counts.all > HEADERS_MAX) {
+        return mp_refuse(err, 431, "too_many_headers", NULL, "the request has %u headers; at most %d", counts.all,
+                         HEADERS_MAX);
+    }
+    if (counts.lengths + counts.encodings > 1) {
+        return mp_refuse(err, 400, "ambiguous_length", NULL,
+                         "the request gives its length more than once (Content-Length, Transfer-Encoding)");
+    }
+    const char *length = header(x->connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    if (length && strlen(length) < 19 && strtoull(length, NULL, 10) > x->body.limit) {
+        return mp_refuse(err, 413, "body_too_large", NULL, "the body has %s bytes; at most %zu", length, x->body.limit);
+    }
+    const char *coding = header(x->connection, MHD_HTTP_HEADER_CONTENT_ENCODING);
+    if (coding && strcasecmp(coding, "identity") != 0) {
+        return mp_refuse(err, 415, "content_encoding", NULL, "a body in Content-Encoding '%.40s' is not taken", coding);
+    }
+    return true;
+}
+
+static bool check_key(mp_exchange *x, mp_api_error *err) {
+    const mp_keys *keys = x->server->options.keys;
+    if (!keys || x->route->access == MP_ACCESS_PUBLIC) return true;
+    static const char bearer[] = "Bearer ";
+    const char *given = header(x->connection, MHD_HTTP_HEADER_AUTHORIZATION);
+    if (given && strncasecmp(given, bearer, sizeof bearer - 1) == 0)
+        given += sizeof bearer - 1;
+    else
+        given = header(x->connection, "x-api-key");
+    if (!given) {
+        return mp_refuse(err, 401, "missing_api_key", NULL, "no API key; send the header 'Authorization: Bearer KEY'");
+    }
+    x->key = mp_keys_find(keys, given, strlen(given));
+    return x->key || mp_refuse(err, 401, "invalid_api_key", NULL, "the API key is not known here");
+}
+
+/* A form is what a web page may send to another site without asking: not taken. */
+static bool check_type(const mp_exchange *x, mp_api_error *err) {
+    if (strcmp(x->route->method, "POST") != 0) return true;
+    static const char json[] = "application/json";
+    const char *type = header(x->connection, MHD_HTTP_HEADER_CONTENT_TYPE);
+    if (type && strncasecmp(type, json, sizeof json - 1) == 0 && strchr("; \t", type[sizeof json - 1])) return true;
+    return mp_refuse(err, 415, "content_type", NULL,
+                     "the body must be JSON: send the header 'Content-Type: application/json'");
+}
+
+static bool admit(mp_exchange *x, const char *method, const char *path, mp_api_error *err) {
+    if (!check_framing(x, err)) return false;
+    if (strlen(path) > PATH_BYTES_MAX) {
+        return mp_refuse(err, 414, "path_too_long", NULL, "the path has more than %d bytes", PATH_BYTES_MAX);
+    }
+    x->route = mp_route_find(method, path, &x->allow, err);
+    return x->route && check_key(x, err) && check_type(x, err);
+}
+
+static void choose_request_id(mp_exchange *x) {
+    const char *given = header(x->connection, "X-Request-Id");
+    size_t n = 0;
+    while (given && given[n] > ' ' && given[n] < 0x7f && n < sizeof x->request_id - 1) n++;
+    if (given && n > 0 && !given[n])
+        memcpy(x->request_id, given, n + 1);
+    else
+        mp_api_id(&x->server->api, "req-", mp_server_next_id(x->server), x->request_id, sizeof x->request_id);
+}
+
+static mp_exchange *open_exchange(mp_server *server, struct MHD_Connection *connection) {
+    mp_exchange *x = mp_calloc(1, sizeof *x);
+    if (!x) return NULL;
+    x->server = server;
+    x->connection = connection;
+    x->body.limit = server->options.max_body;
+    pthread_mutex_lock(&server->lock);
+    server->n_exchanges++;
+    pthread_mutex_unlock(&server->lock);
+    return x;
+}
+
+/* Called with the headers, then with pieces of the body, then without any, and again whenever the connection wakes. */
+static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, const char *path, const char *method,
+                                  const char *version, const char *bytes, size_t *n_bytes, void **state) {
+    (void)version;
+    mp_exchange *x = *state;
+    if (!x) {
+        x = open_exchange(cls, connection);
+        if (!x) return MHD_NO;
+        *state = x;
+        choose_request_id(x);
+        bool too_large = !admit(x, method, path, &x->refused) && x->refused.status == 413;
+        return too_large ? mp_exchange_refuse(x, &x->refused) : MHD_YES;
+    }
+    if (*n_bytes > 0) {
+        if (!x->refused.status && !mp_buf_append(&x->body, bytes, *n_bytes)) {
+            mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
+            mp_buf_clear(&x->body);
+        }
+        *n_bytes = 0;
+        return MHD_YES;
+    }
+    x->body_complete = true;
+    return x->refused.status ? mp_exchange_refuse(x, &x->refused) : x->route->handle(x);
+}
+
+static void on_completed(void *cls, struct MHD_Connection *connection, void **state,
+                         enum MHD_RequestTerminationCode code) {
+    (void)connection;
+    (void)code;
+    mp_server *server = cls;
+    mp_exchange *x = *state;
+    if (!x) return;
+    *state = NULL;
+    mp_generate_end(x);
+    mp_buf_clear(&x->body);
+    mp_free(x);
+    pthread_mutex_lock(&server->lock);
+    server->n_exchanges--;
+    pthread_cond_signal(&server->changed);
+    pthread_mutex_unlock(&server->lock);
+}
+
+/* ---- The listener ------------------------------------------------------------------------------------------------ */
+
+static bool is_loopback(const struct sockaddr *address) {
+    if (address->sa_family == AF_INET) {
+        return ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24 == 127;
+    }
+    return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
+static uint16_t port_of(int fd) {
+    struct sockaddr_storage address;
+    socklen_t len = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &len) != 0) return 0;
+    return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)(void *)&address)->sin6_port
+                                               : ((struct sockaddr_in *)(void *)&address)->sin_port);
+}
+
+static mepic_status bind_address(mp_server *server, const struct addrinfo *address, const char *host,
+                                 mepic_error *err) {
+    const mp_server_options *o = &server->options;
+    if (!o->keys && !o->allow_open && !is_loopback(address->ai_addr)) {
+        return mp_fail(
+            err, MEPIC_ERR_ARGUMENT,
+            "host %s can be reached from outside and there are no API keys; name a file of keys, or say that "
+            "everybody may ask",
+            host);
+    }
+    int on = 1, fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return mp_fail(err, MEPIC_ERR_IO, "no socket: %s", strerror(errno));
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(fd, address->ai_addr, address->ai_addrlen) != 0 || listen(fd, 1024) != 0) {
+        mepic_status status = mp_fail(err, MEPIC_ERR_IO, "%s, port %u: %s", host, o->port, strerror(errno));
+        close(fd);
+        return status;
+    }
+    server->listener = fd;
+    server->port = port_of(fd);
+    return MEPIC_OK;
+}
+
+static mepic_status open_listener(mp_server *server, mepic_error *err) {
+    const char *host = server->options.host;
+    const struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV };
+    struct addrinfo *addresses;
+    char port[8];
+    snprintf(port, sizeof port, "%u", server->options.port);
+    int failed = getaddrinfo(host, port, &hints, &addresses);
+    if (failed) return mp_fail(err, MEPIC_ERR_ARGUMENT, "host %s: %s", host, gai_strerror(failed));
+    mepic_status status = bind_address(server, addresses, host, err);
+    freeaddrinfo(addresses);
+    return status;
+}
+
+/* ---- Open and close ---------------------------------------------------------------------------------------------- */
+
+static void note_event(void *user) {
+    const mp_server *server = user;
+    uint64_t one = 1;
+    ssize_t n = write(server->event_fd, &one, sizeof one);
+    (void)n; // full: it is readable already
+}
+
+static void fill_defaults(mp_server *server) {
+    mp_server_options *o = &server->options;
+    if (!o->host) o->host = "127.0.0.1";
+    if (!o->max_replies) o->max_replies = 1024;
+    if (!o->max_connections) o->max_connections = 4096;
+    if (!o->max_body) o->max_body = 8 << 20;
+    if (!o->n_names) {
+        o->names[0] = server->info.name;
+        o->n_names = 1;
+    }
+    server->api = (mp_api){
+        .engine = o->engine,
+        .info = &server->info,
+        .names = o->names,
+        .n_names = o->n_names,
+        .created = (int64_t)time(NULL),
+        .log = o->log,
+    };
+    if (getrandom(&server->api.id_seed, sizeof server->api.id_seed, 0) < 0) server->api.id_seed = mp_now_ns();
+}
+
+static struct MHD_Daemon *start_daemon(mp_server *server) {
+    return MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, server,
+                            MHD_OPTION_LISTEN_SOCKET, server->listener, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+                            server, MHD_OPTION_CONNECTION_LIMIT, (unsigned)server->options.max_connections,
+                            MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+                            (size_t)HEADER_BYTES_MAX, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+}
+
+mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {
+    mp_server *server = mp_calloc(1, sizeof *server);
+    if (!server) return mp_fail_nomem(err, "the server", sizeof *server);
+    server->options = *options;
+    server->listener = -1;
+    mepic_model_info_read(options->engine, &server->info);
+    fill_defaults(server);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&server->lock, NULL);
+    pthread_cond_init(&server->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    server->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    const mp_loop_options loop = {
+        .max_choices = server->options.max_replies, .on_broken = note_event, .on_idle = note_event, .user = server
+    };
+    mepic_status status = open_listener(server, err);
+    if (status == MEPIC_OK) status = mp_loop_open(options->engine, &loop, &server->loop, err);
+    if (status == MEPIC_OK) {
+        server->daemon = start_daemon(server);
+        if (!server->daemon) status = mp_fail(err, MEPIC_ERR_NOMEM, "the HTTP thread could not be started");
+    }
+    if (status != MEPIC_OK) {
+        mp_server_close(server);
+        return status;
+    }
+    *out = server;
+    return MEPIC_OK;
+}
+
+uint16_t mp_server_port(const mp_server *server) {
+    return server->port;
+}
+
+uint64_t mp_server_next_id(mp_server *server) {
+    return atomic_fetch_add(&server->next_id, 1);
+}
+
+int mp_server_event_fd(const mp_server *server) {
+    return server->event_fd;
+}
+
+void mp_server_event_take(mp_server *server) {
+    uint64_t count;
+    ssize_t n = read(server->event_fd, &count, sizeof count);
+    (void)n; // nothing there is fine
+}
+
+bool mp_server_idle(mp_server *server) {
+    return mp_loop_choices(server->loop) == 0;
+}
+
+bool mp_server_broken(mp_server *server) {
+    return mp_loop_broken(server->loop);
+}
+
+static void shutting_down(mp_api_error *reason) {
+    mp_refuse(reason, 503, "shutting_down", NULL, "the server is shutting down");
+}
+
+void mp_server_drain(mp_server *server) {
+    pthread_mutex_lock(&server->lock);
+    server->draining = true;
+    pthread_mutex_unlock(&server->lock);
+    mp_api_error reason;
+    shutting_down(&reason);
+    mp_loop_refuse(server->loop, &reason);
+}
+
+static void wait_for_exchanges(mp_server *server) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += FLUSH_SECONDS;
+    pthread_mutex_lock(&server->lock);
+    while (server->n_exchanges > 0 && pthread_cond_timedwait(&server->changed, &server->lock, &until) == 0) {
+    }
+    pthread_mutex_unlock(&server->lock);
+}
+
+void mp_server_close(mp_server *server) {
+    if (!server) return;
+    if (server->daemon) {
+        mp_server_drain(server);
+        mp_api_error reason;
+        shutting_down(&reason);
+        mp_loop_stop(server->loop, &reason);
+        wait_for_exchanges(server);
+        MHD_stop_daemon(server->daemon); // closes the listener
+    } else if (server->listener >= 0) {
+        close(server->listener);
+    }
+    mp_loop_close(server->loop);
+    if (server->event_fd >= 0) close(server->event_fd);
+    pthread_cond_destroy(&server->changed);
+    pthread_mutex_destroy(&server->lock);
+    mp_free(server);
+}

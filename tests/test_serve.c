@@ -1,0 +1,507 @@
+/* The server on a model of random weights, over real sockets, in this process: what it answers, what it refuses, and
+ * that what comes through it is what the library gives. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "serve/exchange.h"
+#include "support/http.h"
+#include "support/replies.h"
+#include "support/tiny.h"
+
+static mepic_engine *engine;
+static mp_server *server;
+static uint16_t port;
+
+static mp_server_options default_options(void) {
+    return (mp_server_options){ .engine = engine, .names = { "tiny", "other" }, .n_names = 2, .max_replies = 16 };
+}
+
+static void start(const mp_server_options *options) {
+    mepic_error err;
+    if (mp_server_open(options, &server, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    port = mp_server_port(server);
+}
+
+static void stop(void) {
+    mp_server_close(server);
+    server = NULL;
+}
+
+static int setup(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    engine = open_engine(&options);
+    const mp_server_options serve = default_options();
+    start(&serve);
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    stop();
+    mepic_engine_close(engine);
+    return 0;
+}
+
+/* A value by a path such as "choices/0/text". */
+static const json_t *at(const json_t *root, const char *path) {
+    const json_t *value = root;
+    while (value && *path) {
+        char name[64];
+        size_t n = strcspn(path, "/");
+        snprintf(name, sizeof name, "%.*s", (int)n, path);
+        value = json_is_array(value) ? json_array_get(value, strtoul(name, NULL, 10)) : json_object_get(value, name);
+        path += n + (path[n] == '/');
+    }
+    return value;
+}
+
+static const char *text_at(const json_t *root, const char *path) {
+    const json_t *value = at(root, path);
+    if (!json_is_string(value)) fail_msg("no string at %s in %s", path, json_dumps(root, 0));
+    return json_string_value(value);
+}
+
+static json_int_t number_at(const json_t *root, const char *path) {
+    const json_t *value = at(root, path);
+    if (!json_is_integer(value)) fail_msg("no number at %s in %s", path, json_dumps(root, 0));
+    return json_integer_value(value);
+}
+
+static json_t *ask_json(const char *path, const char *body) {
+    return http_ask_json(port, "POST", path, body, 200);
+}
+
+/* ---- Small routes ------------------------------------------------------------------------------------------------ */
+
+static void small_routes_answer(void **state) {
+    (void)state;
+    json_t *models = http_ask_json(port, "GET", "/v1/models", NULL, 200);
+    assert_string_equal(text_at(models, "data/0/id"), "tiny");
+    assert_string_equal(text_at(models, "data/1/id"), "other");
+    assert_int_equal(number_at(models, "data/0/max_model_len"), 512);
+    json_decref(models);
+    json_t *health = http_ask_json(port, "GET", "/health", NULL, 200);
+    assert_string_equal(text_at(health, "status"), "ok");
+    json_decref(health);
+    json_t *version = http_ask_json(port, "GET", "/version", NULL, 200);
+    assert_string_equal(text_at(version, "version"), MEPIC_VERSION);
+    json_decref(version);
+}
+
+static void metrics_count(void **state) {
+    (void)state;
+    json_decref(ask_json("/v1/completions", "{\"prompt\":\"count me\",\"max_tokens\":3,\"ignore_eos\":true}"));
+    http_reply reply;
+    assert_int_equal(http_ask(port, "GET", "/metrics", "", NULL, &reply), 200);
+    static const char *const lines[] = {
+        "vllm:num_requests_running{model_name=\"tiny\"} 0\n",
+        "vllm:generation_tokens_total{model_name=\"tiny\"} 3\n",
+        "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"length\"} 1\n",
+        "vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n",
+        "vllm:time_to_first_token_seconds_bucket{model_name=\"tiny\",le=\"+Inf\"} 1\n",
+        "mepic:pages{model_name=\"tiny\",kind=\"referenced\"} 0\n",
+        "mepic:sharing_factor{model_name=\"tiny\"} 1\n",
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        if (!strstr(reply.body, lines[i])) fail_msg("%s is not in:\n%s", lines[i], reply.body);
+    }
+    http_reply_clear(&reply);
+}
+
+/* ---- Replies ----------------------------------------------------------------------------------------------------- */
+
+/* What the library gives for a chat of one question; greedy. */
+static void ask_library(const char *text, uint32_t max_tokens, result *out) {
+    const mepic_engine_options options = tiny_options();
+    mepic_engine *other = open_engine(&options);
+    const mepic_segment part = text_of(text);
+    const mepic_message message = { .role = "user", .parts = &part, .n_parts = 1 };
+    const mepic_prompt prompt = { .size = sizeof prompt, .messages = &message, .n_messages = 1 };
+    mepic_request request = { .size = sizeof request, .max_tokens = max_tokens, .ignore_eos = true };
+    mepic_prepared *prepared;
+    assert_int_equal(mepic_prepare(other, &prompt, &prepared, NULL), MEPIC_OK);
+    request.prompt = prepared;
+    run(other, &request, out);
+    mepic_prepared_free(prepared);
+    mepic_engine_close(other);
+}
+
+#define CHAT(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"Hello there\"}],\"temperature\":0," more "}"
+
+static void a_reply_is_what_the_library_gives(void **state) {
+    (void)state;
+    static result want;
+    ask_library("Hello there", 40, &want);
+    json_t *root = ask_json("/v1/chat/completions", CHAT("\"max_tokens\":40,\"ignore_eos\":true"));
+    assert_string_equal(text_at(root, "object"), "chat.completion");
+    assert_string_equal(text_at(root, "model"), "tiny");
+    assert_string_equal(text_at(root, "choices/0/message/role"), "assistant");
+    assert_string_equal(text_at(root, "choices/0/finish_reason"), "length");
+    assert_string_equal(text_at(root, "choices/0/message/content"), want.text);
+    assert_int_equal(number_at(root, "usage/prompt_tokens"), want.usage.prompt_tokens);
+    assert_int_equal(number_at(root, "usage/completion_tokens"), 40);
+    assert_int_equal(number_at(root, "usage/total_tokens"), want.usage.prompt_tokens + 40);
+    assert_int_equal(number_at(root, "usage/prompt_tokens_details/cached_tokens"), 0);
+    assert_int_equal(number_at(root, "timings/predicted_n"), 40);
+    json_decref(root);
+}
+
+/* The data of a stream up to [DONE]; its pieces of text are put together. */
+typedef struct stream {
+    char text[8192];
+    json_t *last; /* before [DONE] */
+    uint32_t n_data, n_comments;
+    bool done;
+} stream;
+
+static void read_stream(http_client *c, stream *s) {
+    memset(s, 0, sizeof *s);
+    for (const char *line = http_read_line(c); line; line = http_read_line(c)) {
+        if (line[0] == ':') {
+            s->n_comments++;
+            continue;
+        }
+        assert_true(strncmp(line, "data: ", 6) == 0);
+        assert_false(s->done);
+        if (strcmp(line + 6, "[DONE]") == 0) {
+            s->done = true;
+            continue;
+        }
+        json_decref(s->last);
+        s->last = json_loads(line + 6, 0, NULL);
+        if (!s->last) fail_msg("not JSON: %s", line);
+        s->n_data++;
+        const json_t *piece = at(s->last, "choices/0/delta/content");
+        if (!piece) piece = at(s->last, "choices/0/text");
+        if (piece) {
+            size_t len = strlen(s->text), n = json_string_length(piece);
+            assert_true(len + n < sizeof s->text);
+            memcpy(s->text + len, json_string_value(piece), n + 1);
+        }
+    }
+}
+
+static void ask_stream(const char *path, const char *body, stream *s) {
+    http_client c;
+    char head[4096], type[64] = "";
+    http_open(&c, port);
+    http_send_request(&c, "POST", path, "Connection: close\r\n", body);
+    assert_int_equal(http_read_head(&c, head, sizeof head), 200);
+    http_header(head, "Content-Type", type, sizeof type);
+    assert_string_equal(type, "text/event-stream; charset=utf-8");
+    read_stream(&c, s);
+    assert_true(s->done);
+    http_close(&c);
+}
+
+static void a_stream_is_the_body_in_pieces(void **state) {
+    (void)state;
+    static const char whole[] = CHAT("\"max_tokens\":40,\"ignore_eos\":true");
+    static const char piecewise[] =
+        CHAT("\"max_tokens\":40,\"ignore_eos\":true,\"stream\":true,\"stream_options\":{\"include_usage\":true}");
+    json_t *root = ask_json("/v1/chat/completions", whole);
+    static stream s;
+    ask_stream("/v1/chat/completions", piecewise, &s);
+    assert_string_equal(s.text, text_at(root, "choices/0/message/content"));
+    assert_int_equal(json_array_size(at(s.last, "choices")), 0);
+    assert_int_equal(number_at(s.last, "usage/completion_tokens"), 40);
+    assert_true(s.n_data > 10);
+    json_decref(s.last);
+    json_decref(root);
+}
+
+static void the_last_chunk_says_why(void **state) {
+    (void)state;
+    static stream s;
+    ask_stream("/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":2,\"ignore_eos\":true,\"stream\":true}", &s);
+    assert_string_equal(text_at(s.last, "choices/0/finish_reason"), "length");
+    assert_string_equal(text_at(s.last, "object"), "text_completion");
+    assert_null(at(s.last, "usage"));
+    json_decref(s.last);
+}
+
+static void prompts_and_replies_multiply(void **state) {
+    (void)state;
+    json_t *root = ask_json("/v1/completions", "{\"prompt\":[\"first\",\"second\"],\"n\":3,\"max_tokens\":5,"
+                                               "\"ignore_eos\":true,\"seed\":7}");
+    assert_int_equal(json_array_size(at(root, "choices")), 6);
+    for (json_int_t i = 0; i < 6; i++) {
+        assert_int_equal(json_integer_value(at(json_array_get(at(root, "choices"), (size_t)i), "index")), i);
+    }
+    assert_int_equal(number_at(root, "usage/completion_tokens"), 30);
+    /* Reply 1 has the next seed: alone it is the same. */
+    json_t *alone =
+        ask_json("/v1/completions", "{\"prompt\":\"first\",\"max_tokens\":5,\"ignore_eos\":true,\"seed\":8}");
+    assert_string_equal(text_at(alone, "choices/0/text"), text_at(root, "choices/1/text"));
+    json_decref(alone);
+    json_decref(root);
+}
+
+static void token_ids_are_a_prompt(void **state) {
+    (void)state;
+    int32_t ids[64];
+    size_t n;
+    char body[1024] = "{\"temperature\":0,\"max_tokens\":5,\"ignore_eos\":true,\"prompt\":[";
+    assert_int_equal(mepic_tokenize(engine, "what is it", 10, true, ids, 64, &n, NULL), MEPIC_OK);
+    for (size_t i = 0; i < n; i++) {
+        snprintf(body + strlen(body), sizeof body - strlen(body), "%s%d", i ? "," : "", ids[i]);
+    }
+    snprintf(body + strlen(body), sizeof body - strlen(body), "]}");
+    json_t *by_ids = ask_json("/v1/completions", body);
+    json_t *by_text = ask_json("/v1/completions", "{\"temperature\":0,\"max_tokens\":5,\"ignore_eos\":true,"
+                                                  "\"prompt\":\"what is it\"}");
+    assert_string_equal(text_at(by_ids, "choices/0/text"), text_at(by_text, "choices/0/text"));
+    json_decref(by_ids);
+    json_decref(by_text);
+}
+
+static void logprobs_come_with_every_token(void **state) {
+    (void)state;
+    json_t *chat = ask_json("/v1/chat/completions",
+                            CHAT("\"max_tokens\":6,\"ignore_eos\":true,\"logprobs\":true,\"top_logprobs\":3"));
+    const json_t *content = at(chat, "choices/0/logprobs/content");
+    assert_int_equal(json_array_size(content), 6);
+    for (size_t i = 0; i < 6; i++) {
+        const json_t *entry = json_array_get(content, i);
+        assert_int_equal(json_array_size(at(entry, "top_logprobs")), 3);
+        assert_true(json_real_value(at(entry, "logprob")) == json_real_value(at(entry, "top_logprobs/0/logprob")));
+    }
+    json_decref(chat);
+    json_t *text =
+        ask_json("/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":4,\"ignore_eos\":true,\"logprobs\":2}");
+    assert_int_equal(json_array_size(at(text, "choices/0/logprobs/tokens")), 4);
+    assert_int_equal(json_array_size(at(text, "choices/0/logprobs/token_logprobs")), 4);
+    assert_int_equal(json_object_size(at(text, "choices/0/logprobs/top_logprobs/0")), 2);
+    json_decref(text);
+}
+
+static void one_connection_carries_many_requests(void **state) {
+    (void)state;
+    http_client c;
+    http_reply reply;
+    http_open(&c, port);
+    for (int i = 0; i < 5; i++) {
+        http_send_request(&c, "POST", "/v1/completions", "X-Request-Id: mine-7\r\n",
+                          i == 2 ? "{" : "{\"prompt\":\"x\",\"max_tokens\":1}");
+        assert_true(http_read(&c, &reply));
+        assert_int_equal(reply.status, i == 2 ? 400 : 200);
+        char id[64] = "";
+        http_header(reply.head, "X-Request-Id", id, sizeof id);
+        assert_string_equal(id, "mine-7");
+        http_reply_clear(&reply);
+    }
+    http_close(&c);
+}
+
+/* ---- Refusals ---------------------------------------------------------------------------------------------------- */
+
+/* A body that is refused, with a word of the message and the field at fault. */
+static void bad_bodies_are_named(void **state) {
+    (void)state;
+    static const struct {
+        const char *body, *param, *word;
+        int status;
+    } bad[] = {
+        { "", NULL, "empty", 400 },
+        { "[]", NULL, "an array", 400 },
+        { "{\"messages\":[]", NULL, "line 1", 400 },
+        { "{\"a\":1,\"a\":2}", NULL, "duplicate", 400 },
+        { "{}", "messages", "missing", 400 },
+        { "{\"messages\":[]}", "messages", "1 to", 400 },
+        { "{\"messages\":[3]}", "messages[0]", "whole number", 400 },
+        { "{\"messages\":[{\"role\":\"king\",\"content\":\"x\"}]}", "messages[0]", "role", 400 },
+        { "{\"messages\":[{\"role\":\"user\"}]}", "messages[0]", "content", 400 },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}", "messages[0].content[0]",
+          "text", 400 },
+        { CHAT("\"model\":\"gpt-9\""), "model", "gpt-9", 404 },
+        { CHAT("\"model\":7"), "model", "string", 400 },
+        { CHAT("\"temperature\":\"hot\""), NULL, "duplicate", 400 },
+        { CHAT("\"top_p\":1.5"), "top_p", "from 0 to 1", 400 },
+        { CHAT("\"n\":9"), "n", "from 1 to 8", 400 },
+        { CHAT("\"n\":1.0"), "n", "whole number", 400 },
+        { CHAT("\"max_tokens\":0"), "max_tokens", "from 1", 400 },
+        { CHAT("\"max_tokens\":-1"), "max_tokens", "from 1", 400 },
+        { CHAT("\"max_tokens\":1e3"), "max_tokens", "whole number", 400 },
+        { CHAT("\"seed\":99999999999999999999"), NULL, "integer", 400 },
+        { CHAT("\"top_logprobs\":21"), "top_logprobs", "from 0 to 20", 400 },
+        { CHAT("\"stop\":\"\""), "stop", "1 to 1024", 400 },
+        { CHAT("\"stop\":[1]"), "stop", "string", 400 },
+        { CHAT("\"stop_token_ids\":[299]"), "stop_token_ids", "299 is not a token", 400 },
+        { CHAT("\"logit_bias\":{\"x\":1}"), "logit_bias", "token id", 400 },
+        { CHAT("\"logit_bias\":{\"1\":101}"), "logit_bias", "-100 to 100", 400 },
+        { CHAT("\"reuse\":\"all\""), "reuse", "mepic", 400 },
+        { CHAT("\"stream_options\":1"), "stream_options", "object", 400 },
+        { CHAT("\"response_format\":{\"type\":\"json_object\"}"), "response_format", "not supported", 400 },
+        { CHAT("\"grammar\":\"x\""), "grammar", "not supported", 400 },
+        { CHAT("\"documents\":[{}]"), "documents[0]", "no text", 400 },
+        { CHAT("\"documents\":[1]"), "documents[0]", "whole number", 400 },
+        { CHAT("\"documents\":{}"), "documents", "array", 400 },
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *root = http_ask_json(port, "POST", "/v1/chat/completions", bad[i].body, bad[i].status);
+        if (!strstr(text_at(root, "error/message"), bad[i].word)) {
+            fail_msg("'%s' is not in: %s", bad[i].word, text_at(root, "error/message"));
+        }
+        if (bad[i].param) assert_string_equal(text_at(root, "error/param"), bad[i].param);
+        assert_string_equal(text_at(root, "error/type"),
+                            bad[i].status == 404 ? "not_found_error" : "invalid_request_error");
+        json_decref(root);
+    }
+}
+
+static void what_does_not_fit_is_refused_with_its_numbers(void **state) {
+    (void)state;
+    char body[4096], prompt[2048];
+    memset(prompt, 'x', sizeof prompt - 1);
+    prompt[sizeof prompt - 1] = 0;
+    snprintf(body, sizeof body, "{\"prompt\":\"%s\",\"stream\":true}", prompt);
+    json_t *root = http_ask_json(port, "POST", "/v1/completions", body, 400);
+    assert_string_equal(text_at(root, "error/code"), "context_length_exceeded");
+    assert_non_null(strstr(text_at(root, "error/message"), "2047"));
+    assert_non_null(strstr(text_at(root, "error/message"), "512"));
+    json_decref(root);
+}
+
+static void routes_and_methods_are_named(void **state) {
+    (void)state;
+    http_reply reply;
+    char allow[32];
+    assert_int_equal(http_ask(port, "GET", "/nowhere", "", NULL, &reply), 404);
+    assert_false(http_header(reply.head, "Allow", allow, sizeof allow));
+    http_reply_clear(&reply);
+    uint32_t n;
+    const mp_route *routes = mp_routes(&n);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(http_ask(port, "DELETE", routes[i].path, "", NULL, &reply), 405);
+        assert_true(http_header(reply.head, "Allow", allow, sizeof allow));
+        assert_string_equal(allow, routes[i].method);
+        http_reply_clear(&reply);
+    }
+}
+
+/* A seat is taken by a stream that goes on until its client leaves. */
+static void a_full_queue_says_so(void **state) {
+    (void)state;
+    stop();
+    mp_server_options options = default_options();
+    options.max_replies = 1;
+    start(&options);
+    http_client c;
+    char head[4096], wait[16];
+    http_open(&c, port);
+    http_send_request(&c, "POST", "/v1/completions", "",
+                      "{\"prompt\":\"x\",\"n\":1,\"max_tokens\":500,\"ignore_eos\":true,\"stream\":true}");
+    assert_int_equal(http_read_head(&c, head, sizeof head), 200);
+    http_reply reply;
+    int status = http_ask(port, "POST", "/v1/completions", "", "{\"prompt\":[\"x\",\"y\"]}", &reply);
+    assert_int_equal(status, 503);
+    assert_true(http_header(reply.head, "Retry-After", wait, sizeof wait));
+    assert_non_null(strstr(reply.body, "overloaded"));
+    http_reply_clear(&reply);
+    http_close(&c);
+}
+
+/* ---- Keys -------------------------------------------------------------------------------------------------------- */
+
+static mp_keys *read_keys(const char *text) {
+    char path[] = "/tmp/mepic-keys-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    close(fd);
+    mp_keys *keys = NULL;
+    mepic_error err;
+    mepic_status status = mp_keys_read(path, &keys, &err);
+    unlink(path);
+    if (status != MEPIC_OK) print_message("%s\n", err.message);
+    return keys;
+}
+
+static void every_route_asks_for_a_key(void **state) {
+    (void)state;
+    mp_keys *keys = read_keys("# ours\nsecret-one-1 alice\nsecret-two-2\n");
+    assert_non_null(keys);
+    assert_int_equal(mp_keys_count(keys), 2);
+    stop();
+    mp_server_options options = default_options();
+    options.keys = keys;
+    start(&options);
+    uint32_t n;
+    const mp_route *routes = mp_routes(&n);
+    http_reply reply;
+    for (uint32_t i = 0; i < n; i++) {
+        const char *body = strcmp(routes[i].method, "POST") == 0 ? "{}" : NULL;
+        bool open = strstr(routes[i].path, "health") != NULL;
+        static const char *const wrong[] = { "", "Authorization: Bearer secret-one-\r\n",
+                                             "Authorization: Bearer secret-one-11\r\n", "x-api-key: \r\n",
+                                             "Authorization: Basic secret-one-1\r\n" };
+        for (size_t k = 0; k < sizeof wrong / sizeof *wrong; k++) {
+            int status = http_ask(port, routes[i].method, routes[i].path, wrong[k], body, &reply);
+            assert_int_equal(status, open ? 200 : 401);
+            http_reply_clear(&reply);
+        }
+        static const char *const right[] = { "Authorization: Bearer secret-one-1\r\n", "x-api-key: secret-two-2\r\n" };
+        for (size_t k = 0; k < 2; k++) {
+            int status = http_ask(port, routes[i].method, routes[i].path, right[k], body, &reply);
+            assert_int_equal(status, body ? 400 : 200);
+            http_reply_clear(&reply);
+        }
+    }
+    stop();
+    mp_keys_free(keys);
+    const mp_server_options again = default_options();
+    start(&again);
+}
+
+static void bad_key_files_are_refused(void **state) {
+    (void)state;
+    assert_null(read_keys(""));
+    assert_null(read_keys("# nothing\n"));
+    assert_null(read_keys("short\n"));
+    assert_null(read_keys("secret-one-1\nsecret-one-1 again\n"));
+    assert_null(read_keys("secret-\xc3\xa9ne-1\n"));
+}
+
+static void an_open_server_stays_on_loopback(void **state) {
+    (void)state;
+    mp_server *other = NULL;
+    mepic_error err;
+    mp_server_options options = default_options();
+    options.host = "0.0.0.0";
+    expect(mp_server_open(&options, &other, &err), MEPIC_ERR_ARGUMENT, &err, "API keys");
+    options.host = "not a host";
+    expect(mp_server_open(&options, &other, &err), MEPIC_ERR_ARGUMENT, &err, "not a host");
+    options.host = "127.0.0.1";
+    options.port = port;
+    expect(mp_server_open(&options, &other, &err), MEPIC_ERR_IO, &err, "in use");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(small_routes_answer, setup, teardown),
+        cmocka_unit_test_setup_teardown(metrics_count, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_reply_is_what_the_library_gives, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_stream_is_the_body_in_pieces, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_last_chunk_says_why, setup, teardown),
+        cmocka_unit_test_setup_teardown(prompts_and_replies_multiply, setup, teardown),
+        cmocka_unit_test_setup_teardown(token_ids_are_a_prompt, setup, teardown),
+        cmocka_unit_test_setup_teardown(logprobs_come_with_every_token, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_connection_carries_many_requests, setup, teardown),
+        cmocka_unit_test_setup_teardown(bad_bodies_are_named, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_does_not_fit_is_refused_with_its_numbers, setup, teardown),
+        cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_full_queue_says_so, setup, teardown),
+        cmocka_unit_test_setup_teardown(every_route_asks_for_a_key, setup, teardown),
+        cmocka_unit_test_setup_teardown(bad_key_files_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_open_server_stays_on_loopback, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
