@@ -95,6 +95,35 @@ static void a_bad_request_is_named(void **state) {
     mepic_engine_close(engine);
 }
 
+/* Asking for a longer context does not help where the model has none, or the pool. */
+static void too_long_says_what_helps(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t context, pages; /* 0: the default, which is the trained length, 4096 */
+        const char *helps;
+    } cases[] = {
+        { 512, 64, "in the context of 512; shorten it or raise context" },
+        { 0, 512, "in the context of 4096; shorten it; the model was trained for no longer context" },
+        { 4096, 512, "in the context of 4096; shorten it; the model was trained for no longer context" },
+        { 0, 64, "in the context of 1024; shorten it or raise kv_memory or pages, which hold no longer context" },
+    };
+    static int32_t tokens[4096];
+    const mepic_segment segment = { .kind = MEPIC_TEXT, .tokens = tokens, .n_tokens = 4096 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mepic_engine_options options = tiny_options();
+        options.context = cases[i].context;
+        options.pages = cases[i].pages;
+        mepic_engine *engine = open_engine(&options);
+        mepic_prepared *prompt = prepare(engine, &segment, 1);
+        const mepic_request request = { .size = sizeof request, .prompt = prompt };
+        mepic_error err = { 0 };
+        mepic_request_id id;
+        expect(mepic_submit(engine, &request, &id, &err), MEPIC_ERR_TOO_LONG, &err, cases[i].helps);
+        mepic_prepared_free(prompt);
+        mepic_engine_close(engine);
+    }
+}
+
 /* A prompt of one segment is refused by submit, with its tokens and with what there is room for (512). */
 static void expect_too_long(mepic_engine *engine, const mepic_segment *segment) {
     mepic_prepared *prompt = prepare(engine, segment, 1);
@@ -293,6 +322,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_bad_option_is_named),
         cmocka_unit_test(a_bad_request_is_named),
+        cmocka_unit_test(too_long_says_what_helps),
         cmocka_unit_test(what_never_fits_is_refused_with_the_numbers),
         cmocka_unit_test(empty_segments_change_nothing),
         cmocka_unit_test(prompts_are_checked),

@@ -15,6 +15,82 @@ typedef struct speed_flags {
     const char *csv;
 } speed_flags;
 
+typedef struct load {
+    uint32_t batch, length; /* requests at a time, tokens of each prompt */
+    uint32_t repeat;
+} load;
+
+typedef struct speed_bench {
+    const char *name;
+    const char *columns[8];
+    uint32_t n_columns;
+    /* Tokens a second. */
+    mepic_status (*measure)(mp_session *session, const speed_flags *f, const load *l, double *rate, mepic_error *err);
+    void (*add_cells)(mp_table *table, const load *l, double rate); /* of all columns but the last */
+} speed_bench;
+
+/* ---- What both share --------------------------------------------------------------------------------------------- */
+
+static bool fits(const mp_session *session, const load *l, uint32_t tokens) {
+    uint64_t tokens_each = (uint64_t)l->length + tokens + 64;
+    uint64_t pages = (tokens_each / session->info.page_size + 1) * l->batch;
+    return tokens_each <= session->info.context && pages <= session->info.pages;
+}
+
+static mepic_status measure_median(const speed_bench *bench, mp_session *session, const speed_flags *f, load *l,
+                                   double *rate, mepic_error *err) {
+    double rates[REPEATS_MAX];
+    for (l->repeat = 0; l->repeat < f->repeats; l->repeat++) {
+        mp_progress_show(&session->progress, "%s: batch %u at %u, run %u of %u", bench->name, l->batch, l->length,
+                         l->repeat + 1, f->repeats);
+        mepic_status status = bench->measure(session, f, l, &rates[l->repeat], err);
+        if (status != MEPIC_OK) return status;
+    }
+    *rate = mp_quantile(rates, f->repeats, 0.5);
+    return MEPIC_OK;
+}
+
+static mepic_status measure_all(const speed_bench *bench, mp_session *session, const speed_flags *f, mp_table *table,
+                                mepic_error *err) {
+    for (uint32_t b = 0; b < f->batches.n; b++) {
+        double first = 0.0, rate;
+        for (uint32_t i = 0; i < f->lengths.n; i++) {
+            load l = { .batch = f->batches.items[b], .length = f->lengths.items[i] };
+            if (!fits(session, &l, f->tokens)) {
+                fprintf(stderr, "mepic bench %s: %u x %u tokens do not fit (%u pages, context %u); left out\n",
+                        bench->name, l.batch, l.length, session->info.pages, session->info.context);
+                continue;
+            }
+            mepic_status status = measure_median(bench, session, f, &l, &rate, err);
+            if (status != MEPIC_OK) return status;
+            if (first == 0.0) first = rate;
+            bench->add_cells(table, &l, rate);
+            mp_table_add(table, "%.3f", rate / first);
+        }
+    }
+    return MEPIC_OK;
+}
+
+static int run(const speed_bench *bench, const char *usage, const speed_flags *f, const mp_option_group *groups,
+               int argc, char **argv) {
+    char command[32];
+    snprintf(command, sizeof command, "bench %s", bench->name);
+    mp_session session;
+    int result;
+    if (!mp_options_begin(command, usage, groups, 2, argc, argv, &result)) return result;
+    if (!mp_session_begin(&session, command, &f->engine, NULL, &result)) return result;
+    mp_table table;
+    mp_table_init(&table, bench->columns, bench->n_columns);
+    mp_bench_header(&session);
+    mepic_error err;
+    mepic_status status = measure_all(bench, &session, f, &table, &err);
+    mp_progress_clear(&session.progress);
+    result = mp_bench_finish(&table, bench->name, f->csv);
+    if (status != MEPIC_OK) result = mp_bench_fail(bench->name, &session, &err);
+    mp_session_close(&session);
+    return result;
+}
+
 /* ---- decode ------------------------------------------------------------------------------------------------------ */
 
 static const char decode_usage[] =
@@ -22,11 +98,11 @@ static const char decode_usage[] =
     "Tokens a second of a batch of requests at a context length, all decoding; random prompts, nothing shared.\n";
 
 /* `batch` requests that all decode; replies[i].submitted says how far it came. */
-static mepic_status start_batch(mp_session *session, mp_reply *replies, uint32_t batch, uint32_t length,
-                                const speed_flags *f, mepic_error *err) {
-    for (uint32_t i = 0; i < batch; i++) {
+static mepic_status start_batch(mp_session *session, mp_reply *replies, const speed_flags *f, const load *l,
+                                mepic_error *err) {
+    for (uint32_t i = 0; i < l->batch; i++) {
         mepic_prepared *prepared;
-        mepic_status status = mp_bench_random_prompt(session, f->seed + i, length ? length : 1, &prepared, err);
+        mepic_status status = mp_bench_random_prompt(session, f->seed + i, l->length ? l->length : 1, &prepared, err);
         if (status != MEPIC_OK) return status;
         const mepic_request request = {
             .size = sizeof request, .prompt = prepared, .ignore_eos = true, .reuse = MEPIC_REUSE_NONE
@@ -37,15 +113,15 @@ static mepic_status start_batch(mp_session *session, mp_reply *replies, uint32_t
     }
     for (;;) {
         uint32_t decoding = 0;
-        for (uint32_t i = 0; i < batch; i++) {
+        for (uint32_t i = 0; i < l->batch; i++) {
             if (replies[i].done) {
                 return mp_fail(err, MEPIC_ERR_TOO_LONG,
                                "the context ended before all %u requests of %u tokens decoded; give a longer --context",
-                               batch, length);
+                               l->batch, l->length);
             }
             decoding += replies[i].n_tokens > 0;
         }
-        if (decoding == batch) return MEPIC_OK;
+        if (decoding == l->batch) return MEPIC_OK;
         mepic_status status = mp_replies_step(session, err);
         if (status != MEPIC_OK) return status;
     }
@@ -58,11 +134,12 @@ static uint64_t count_tokens(const mp_reply *replies, uint32_t batch) {
 }
 
 /* Tokens a second over f->tokens steps of the whole batch. */
-static mepic_status measure_decode(mp_session *session, uint32_t length, uint32_t batch, const speed_flags *f,
-                                   double *rate, mepic_error *err) {
+static mepic_status measure_decode(mp_session *session, const speed_flags *f, const load *l, double *rate,
+                                   mepic_error *err) {
+    const uint32_t batch = l->batch;
     mp_reply replies[BATCH_MAX];
     memset(replies, 0, sizeof replies);
-    mepic_status status = start_batch(session, replies, batch, length, f, err);
+    mepic_status status = start_batch(session, replies, f, l, err);
     uint64_t before = count_tokens(replies, batch), start = mp_now_ns();
     for (uint32_t step = 0; status == MEPIC_OK && step < f->tokens; step++) status = mp_replies_step(session, err);
     double seconds = (double)(mp_now_ns() - start) * 1e-9;
@@ -76,41 +153,11 @@ static mepic_status measure_decode(mp_session *session, uint32_t length, uint32_
     return status == MEPIC_OK ? end : status;
 }
 
-static bool fits(const mp_session *session, uint32_t length, uint32_t batch, uint32_t tokens) {
-    uint64_t tokens_each = (uint64_t)length + tokens + 64;
-    uint64_t pages = (tokens_each / session->info.page_size + 1) * batch;
-    return tokens_each <= session->info.context && pages <= session->info.pages;
-}
-
-static mepic_status decode_all(mp_session *session, const speed_flags *f, mp_table *table, mepic_error *err) {
-    for (uint32_t b = 0; b < f->batches.n; b++) {
-        double first = 0.0;
-        for (uint32_t l = 0; l < f->lengths.n; l++) {
-            uint32_t batch = f->batches.items[b], length = f->lengths.items[l];
-            if (!fits(session, length, batch, f->tokens)) {
-                fprintf(stderr,
-                        "mepic bench decode: %u requests at %u tokens do not fit (%u pages, context %u); "
-                        "left out\n",
-                        batch, length, session->info.pages, session->info.context);
-                continue;
-            }
-            double rates[REPEATS_MAX];
-            for (uint32_t r = 0; r < f->repeats; r++) {
-                mp_progress_show(&session->progress, "decode: batch %u at %u, run %u of %u", batch, length, r + 1,
-                                 f->repeats);
-                mepic_status status = measure_decode(session, length, batch, f, &rates[r], err);
-                if (status != MEPIC_OK) return status;
-            }
-            double rate = mp_quantile(rates, f->repeats, 0.5);
-            if (first == 0.0) first = rate;
-            mp_table_add(table, "%u", batch);
-            mp_table_add(table, "%u", length);
-            mp_table_add(table, "%.2f", rate);
-            mp_table_add(table, "%.3f", (double)batch * 1e3 / rate);
-            mp_table_add(table, "%.3f", rate / first);
-        }
-    }
-    return MEPIC_OK;
+static void add_decode_cells(mp_table *table, const load *l, double rate) {
+    mp_table_add(table, "%u", l->batch);
+    mp_table_add(table, "%u", l->length);
+    mp_table_add(table, "%.2f", rate);
+    mp_table_add(table, "%.3f", (double)l->batch * 1e3 / rate);
 }
 
 int mp_bench_decode(int argc, char **argv) {
@@ -124,21 +171,14 @@ int mp_bench_decode(int argc, char **argv) {
         MP_TEXT(0, "csv", &f.csv, "FILE", "write the table there as well"),
     };
     const mp_option_group groups[] = { { "Benchmark", options, 6 }, mp_engine_flags_group(&f.engine) };
-    mp_session session;
-    int result;
-    if (!mp_options_begin("bench decode", decode_usage, groups, 2, argc, argv, &result)) return result;
-    if (!mp_session_begin(&session, "bench decode", &f.engine, NULL, &result)) return result;
-    static const char *const columns[] = { "batch", "context", "tokens/s", "ms/step", "x of first" };
-    mp_table table;
-    mp_table_init(&table, columns, 5);
-    mp_bench_header(&session);
-    mepic_error err;
-    mepic_status status = decode_all(&session, &f, &table, &err);
-    mp_progress_clear(&session.progress);
-    result = mp_bench_finish(&table, "decode", f.csv);
-    if (status != MEPIC_OK) result = mp_bench_fail("decode", &session, &err);
-    mp_session_close(&session);
-    return result;
+    static const speed_bench bench = {
+        .name = "decode",
+        .columns = { "batch", "context", "tokens/s", "ms/step", "x of first" },
+        .n_columns = 5,
+        .measure = measure_decode,
+        .add_cells = add_decode_cells,
+    };
+    return run(&bench, decode_usage, &f, groups, argc, argv);
 }
 
 /* ---- prefill ----------------------------------------------------------------------------------------------------- */
@@ -146,48 +186,30 @@ int mp_bench_decode(int argc, char **argv) {
 static const char prefill_usage[] = "usage: mepic bench prefill -m FILE [OPTIONS]\n\n"
                                     "Prompt tokens a second of one request, to its first token; random prompts.\n";
 
-static mepic_status measure_prefill(mp_session *session, uint32_t length, uint64_t seed, double *rate,
+static mepic_status measure_prefill(mp_session *session, const speed_flags *f, const load *l, double *rate,
                                     mepic_error *err) {
     mepic_prepared *prepared;
-    mepic_status status = mp_bench_random_prompt(session, seed, length, &prepared, err);
+    mepic_status status = mp_bench_random_prompt(session, f->seed + l->repeat, l->length, &prepared, err);
     if (status != MEPIC_OK) return status;
     const mepic_request request = {
         .size = sizeof request, .prompt = prepared, .max_tokens = 1, .ignore_eos = true, .reuse = MEPIC_REUSE_NONE
     };
     mp_reply reply = { 0 };
     status = mp_reply_run(session, &request, &reply, err);
-    if (status == MEPIC_OK) *rate = (double)length * 1e9 / (double)reply.usage.ttft_ns;
+    if (status == MEPIC_OK) *rate = (double)l->length * 1e9 / (double)reply.usage.ttft_ns;
     mp_reply_clear(&reply);
     mepic_prepared_free(prepared);
     return status;
 }
 
-static mepic_status prefill_all(mp_session *session, const speed_flags *f, mp_table *table, mepic_error *err) {
-    double first = 0.0;
-    for (uint32_t l = 0; l < f->lengths.n; l++) {
-        uint32_t length = f->lengths.items[l];
-        if (!fits(session, length, 1, 1)) {
-            fprintf(stderr, "mepic bench prefill: %u tokens do not fit (%u pages, context %u); left out\n", length,
-                    session->info.pages, session->info.context);
-            continue;
-        }
-        double rates[REPEATS_MAX];
-        for (uint32_t r = 0; r < f->repeats; r++) {
-            mepic_status status = measure_prefill(session, length, f->seed + r, &rates[r], err);
-            if (status != MEPIC_OK) return status;
-        }
-        double rate = mp_quantile(rates, f->repeats, 0.5);
-        if (first == 0.0) first = rate;
-        mp_table_add(table, "%u", length);
-        mp_table_add(table, "%.1f", rate);
-        mp_table_add(table, "%.1f", (double)length * 1e3 / rate);
-        mp_table_add(table, "%.3f", rate / first);
-    }
-    return MEPIC_OK;
+static void add_prefill_cells(mp_table *table, const load *l, double rate) {
+    mp_table_add(table, "%u", l->length);
+    mp_table_add(table, "%.1f", rate);
+    mp_table_add(table, "%.1f", (double)l->length * 1e3 / rate);
 }
 
 int mp_bench_prefill(int argc, char **argv) {
-    speed_flags f = { .lengths = { { 128, 512, 2048 }, 3 }, .repeats = 3 };
+    speed_flags f = { .lengths = { { 128, 512, 2048 }, 3 }, .batches = { { 1 }, 1 }, .tokens = 1, .repeats = 3 };
     const mp_option options[] = {
         MP_COUNTS(0, "lengths", &f.lengths, 1, 1u << 24, "N,...", "prompt lengths (default 128,512,2048)"),
         MP_COUNT(0, "repeats", &f.repeats, 1, REPEATS_MAX, "N", "runs of which the median counts (default 3)"),
@@ -195,18 +217,12 @@ int mp_bench_prefill(int argc, char **argv) {
         MP_TEXT(0, "csv", &f.csv, "FILE", "write the table there as well"),
     };
     const mp_option_group groups[] = { { "Benchmark", options, 4 }, mp_engine_flags_group(&f.engine) };
-    mp_session session;
-    int result;
-    if (!mp_options_begin("bench prefill", prefill_usage, groups, 2, argc, argv, &result)) return result;
-    if (!mp_session_begin(&session, "bench prefill", &f.engine, NULL, &result)) return result;
-    static const char *const columns[] = { "tokens", "tokens/s", "TTFT ms", "x of first" };
-    mp_table table;
-    mp_table_init(&table, columns, 4);
-    mp_bench_header(&session);
-    mepic_error err;
-    mepic_status status = prefill_all(&session, &f, &table, &err);
-    result = mp_bench_finish(&table, "prefill", f.csv);
-    if (status != MEPIC_OK) result = mp_bench_fail("prefill", &session, &err);
-    mp_session_close(&session);
-    return result;
+    static const speed_bench bench = {
+        .name = "prefill",
+        .columns = { "tokens", "tokens/s", "TTFT ms", "x of first" },
+        .n_columns = 4,
+        .measure = measure_prefill,
+        .add_cells = add_prefill_cells,
+    };
+    return run(&bench, prefill_usage, &f, groups, argc, argv);
 }

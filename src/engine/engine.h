@@ -72,6 +72,7 @@ struct mepic_engine {
     mepic_engine_options options; /* resolved; its strings are valid during open only */
     mepic_model_info info;
     bool position_exact;
+    const char *longer_context; /* static; what helps a prompt that the context has no room for */
 
     mp_model *model;
     mp_tokenizer *tokenizer;

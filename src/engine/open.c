@@ -107,6 +107,7 @@ static void scheduler_config(const mepic_engine *e, mp_scheduler_config *out) {
         .max_queued = o->max_queued,
         .step_tokens = o->step_tokens,
         .context = o->context ? o->context : e->model->hp.n_ctx_train,
+        .longer = e->longer_context,
         .eviction = o->eviction,
         .canonical = e->canonical.ids,
         .n_canonical = (uint32_t)e->canonical.n,
@@ -168,6 +169,7 @@ static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
     uint32_t canonical = pages_for(e->canonical.n, o->page_size);
     uint32_t usable = o->pages > canonical ? o->pages - canonical : 0;
     uint32_t context = o->context ? o->context : trained;
+    e->longer_context = context < trained ? " or raise context" : "; the model was trained for no longer context";
     if (pages_for(context, o->page_size) > usable) {
         size_t need = ((size_t)pages_for(context, o->page_size) + canonical) * page_bytes;
         if (o->context || usable < 2) {
@@ -178,6 +180,7 @@ static mepic_status size_pool(mepic_engine *e, mepic_error *err) {
                 o->pages, o->page_size, page_bytes, canonical, context, need, need / page_bytes);
         }
         context = usable * o->page_size;
+        e->longer_context = " or raise kv_memory or pages, which hold no longer context";
         mp_log_write(&e->log, MEPIC_LOG_INFO,
                      "context is %u tokens instead of the trained %u: the KV pool has %u pages of %u tokens; raise "
                      "kv_memory to %zu bytes for all",

@@ -16,11 +16,9 @@ static mepic_status check_spec(const mp_scheduler *s, const mp_request_spec *spe
     if (!mp_policy_find(spec->reuse))
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "reuse %d is not a policy of this engine", (int)spec->reuse);
     if (spec->n_tokens >= s->config.context)
-        return mp_fail(
-            err, MEPIC_ERR_TOO_LONG,
-            "the prompt has %u tokens and leaves no room for a reply in the context of %u; shorten it or raise "
-            "the context",
-            spec->n_tokens, s->config.context);
+        return mp_fail(err, MEPIC_ERR_TOO_LONG,
+                       "the prompt has %u tokens and leaves no room for a reply in the context of %u; shorten it%s",
+                       spec->n_tokens, s->config.context, s->config.longer ? s->config.longer : "");
     return MEPIC_OK;
 }
 

@@ -33,6 +33,7 @@ typedef struct mp_scheduler_config {
     uint32_t max_queued;
     uint32_t step_tokens;  /* most rows a step */
     uint32_t context;      /* longest request, prompt and reply */
+    const char *longer;    /* how to have a longer one, behind "shorten it"; NULL: nothing to say; borrowed */
     mepic_eviction eviction;
     mp_digest model;       /* weights, hyper-parameters, KV type, page size, numerics class */
     const int32_t *canonical; /* tokens of the canonical context, copied; n_canonical 0: none */

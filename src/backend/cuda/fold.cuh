@@ -71,6 +71,11 @@ static __device__ __forceinline__ float mp_fold_o(float o, float keep, float cel
     return __fmaf_rn(cell_o, add, __fmul_rn(o, keep));
 }
 
+/* An output: running o / l as bf16; zero for a row that saw nothing (l = 0). */
+static __device__ __forceinline__ __nv_bfloat16 mp_output(float o, float l) {
+    return __float2bfloat16_rn(l > 0.0f ? __fmul_rn(o, mp_inverse(l)) : 0.0f);
+}
+
 /* cos and sin of the fraction of a turn that delta positions are. */
 static __device__ __forceinline__ float2 mp_turn(uint64_t turns, int32_t delta, float magnitude) {
     uint64_t fraction = turns * (uint64_t)(int64_t)delta; /* mod 1 */
