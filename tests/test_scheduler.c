@@ -433,6 +433,76 @@ static void rows_come_in_the_order_of_the_rules(void **state) {
     mp_scheduler_close(b.s);
 }
 
+enum { N_TURNS = 7 };
+
+/* A step with a budget of few rows; which of the requests decoded. */
+static void note_turns(bench *b, mp_request *const *r, bool *decoded) {
+    const mp_step *s;
+    assert_int_equal(mp_scheduler_step(b->s, &s, NULL), MEPIC_OK);
+    assert_true(s->n_rows > 0);
+    memset(decoded, 0, N_TURNS * sizeof *decoded);
+    uint32_t oldest = 0; /* that may come next: a step's rows are in the order of age */
+    for (uint32_t i = 0; i < s->n_rows; i++) {
+        mp_request *owner = mp_scheduler_request(b->s, s->rows[i].seq);
+        for (uint32_t k = 0; owner && k < N_TURNS; k++) {
+            uint32_t n, n_prompt;
+            mp_request_tokens(r[k], &n, &n_prompt);
+            if (owner != r[k] || n == n_prompt) continue;
+            assert_true(k >= oldest);
+            decoded[k] = true;
+            oldest = k + 1;
+        }
+    }
+    uint32_t n_rows = s->n_rows;
+    mp_scheduler_commit(b->s);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        if (s->rows[i].logits) mp_scheduler_append(b->s, mp_scheduler_request(b->s, s->rows[i].seq), 77);
+    }
+    check(b);
+}
+
+/* Long replies on fewer rows than there are requests: prompts and jobs come to their end all the same, and then who
+ * decodes goes around. Without turns the oldest take every row until they end. */
+static void all_get_their_turn_when_decoding_takes_every_row(void **state) {
+    (void)state;
+    for (uint32_t budget = 1; budget <= N_TURNS + 1; budget++) {
+        bench b = { 0 };
+        mp_scheduler_config config = small(&b, 512);
+        config.step_tokens = budget;
+        open_bench(&config, &b);
+        static prompt p;
+        mp_request *r[N_TURNS];
+        for (uint32_t i = 0; i < N_TURNS; i++) {
+            p = (prompt){ 0 };
+            if (i == 4) put_new(&p, MEPIC_CHUNK, 50, 80);
+            put_new(&p, MEPIC_TEXT, 1 + (int32_t)i, 5 + 2 * i);
+            mp_request_spec spec = spec_of(&p);
+            spec.max_tokens = 1500;
+            r[i] = submit(&b, &spec);
+        }
+        bool decoded[N_TURNS];
+        uint32_t rows = budget < N_TURNS ? budget : N_TURNS, n_decoding = 0, n_counted = 0;
+        uint32_t turns[N_TURNS] = { 0 }, waited[N_TURNS] = { 0 };
+        for (uint32_t i = 0; n_counted < 10 * N_TURNS; i++) {
+            assert_true(i < 1400);
+            bool all = n_decoding == N_TURNS;
+            n_counted += all;
+            note_turns(&b, r, decoded);
+            n_decoding = 0;
+            for (uint32_t k = 0; k < N_TURNS; k++) {
+                uint32_t n, n_prompt;
+                mp_request_tokens(r[k], &n, &n_prompt);
+                n_decoding += n > n_prompt;
+                turns[k] += all && decoded[k];
+                waited[k] = n == n_prompt || decoded[k] ? 0 : waited[k] + 1;
+                assert_true(waited[k] <= N_TURNS / rows + 1); /* a round, and who joined it */
+            }
+        }
+        for (uint32_t k = 0; k < N_TURNS; k++) assert_int_equal(turns[k], 10 * rows);
+        mp_scheduler_close(b.s);
+    }
+}
+
 static void the_head_is_overtaken_at_most_eight_times(void **state) {
     (void)state;
     bench b = { 0 };
@@ -799,6 +869,7 @@ int main(void) {
         cmocka_unit_test(pages_of_a_chunk_are_written_once),
         cmocka_unit_test(pages_referenced_are_the_count_on_paper),
         cmocka_unit_test(rows_come_in_the_order_of_the_rules),
+        cmocka_unit_test(all_get_their_turn_when_decoding_takes_every_row),
         cmocka_unit_test(the_head_is_overtaken_at_most_eight_times),
         cmocka_unit_test(the_newest_is_preempted_and_comes_back),
         cmocka_unit_test(what_can_never_fit_is_refused_with_the_numbers),

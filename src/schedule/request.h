@@ -30,6 +30,7 @@ struct mp_request {
     mp_request *next, *prev; /* in the queue or among the running, by id */
     uint64_t id;             /* order of submission */
     mp_request_state state;
+    bool has_turn;      /* to decode in this step */
     uint32_t overtaken; /* times, while it was the queue's head */
     bool tried;         /* admission failed ... */
     uint64_t tried_at;  /* ... and cannot succeed before scheduler.n_releases changes */

@@ -35,6 +35,7 @@ struct mp_scheduler {
     mp_job **by_seq;       /* [max_jobs] by sequence - max_running */
     mp_seq_stack request_seqs, job_seqs;
     uint64_t next_id;
+    uint64_t next_turn;  /* the oldest id whose turn to decode comes first in the next step */
     uint64_t n_releases; /* events that may have made room */
     bool in_step;        /* between step and commit */
     mp_row *rows;        /* [step_tokens] */

@@ -1,5 +1,6 @@
 /* A step's rows, and what happens when they are written. Under the budget of step_tokens: decode rows, oldest request
- * first; the rows of the oldest request that is not decoding; jobs; further requests. */
+ * first; the rows of the oldest request that is not decoding; jobs; further requests. Where decoding would take every
+ * row, it goes around. */
 #include "schedule/state.h"
 
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */
@@ -71,9 +72,43 @@ static bool has_page(mp_scheduler *s, mp_request *r) {
     return true;
 }
 
+static bool decodes(const mp_request *r) {
+    return r->state == MP_REQUEST_DECODE && r->stream.n_done < mp_request_length(r);
+}
+
+/* Whether somebody but those that decode could use rows. */
+static bool others_wait(const mp_scheduler *s) {
+    if (s->jobs.first) return true;
+    for (const mp_request *r = s->running.first; r; r = r->next) {
+        if (r->state == MP_REQUEST_PREFILL) return true;
+    }
+    return false;
+}
+
+/* Turns go around by age from where the step before stopped, one a row; all that does not decode has one turn, behind
+ * the newest. So whoever has his turn waits at most one round, and where there are rows for all nobody waits. */
+static void give_turns(mp_scheduler *s) {
+    uint64_t from = s->next_turn;
+    uint32_t left = budget(s);
+    for (int part = 0; part < 2; part++) {
+        for (mp_request *r = s->running.first; r; r = r->next) {
+            if ((r->id < from) != part) continue;
+            r->has_turn = left > 0 && decodes(r);
+            if (!r->has_turn) continue;
+            s->next_turn = r->id + 1;
+            left--;
+        }
+        if (part == 0 && left > 0 && others_wait(s)) {
+            s->next_turn = 0;
+            left--;
+        }
+    }
+}
+
 static void decode(mp_scheduler *s) {
-    for (mp_request *r = s->running.first; r && budget(s) > 0; r = r->next) {
-        if (r->state != MP_REQUEST_DECODE || r->stream.n_done == mp_request_length(r)) continue;
+    give_turns(s);
+    for (mp_request *r = s->running.first; r; r = r->next) {
+        if (!r->has_turn) continue;
         if (!has_page(s, r)) return; /* r was the last one, or the scheduler is broken */
         add_request_rows(s, r, 1);
     }
