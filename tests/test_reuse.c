@@ -1,6 +1,6 @@
 /* What reuse promises (docs/ARCHITECTURE.md, 5 to 7), on a tiny model and on SmolLM2 if it is there: an answer never
  * depends on what is cached, on company, order, budget, threads or room; canonical pages are written once and are the
- * same bytes whoever came first. Argument: "model" for SmolLM2. */
+ * same bytes whoever came first. Arguments: "cuda" for the first CUDA device, "model" for SmolLM2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -137,7 +137,8 @@ static void a_chunk_right_after_the_canonical_context_is_none_within_rounding(vo
             worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
             top = fmax(top, fabs((double)a[i]));
         }
-        assert_true(worst <= 1e-3 * top);
+        /* bf16 on CUDA: the same keys, folded in other cells */
+        assert_true(worst <= (strcmp(rig_device, "cpu") == 0 ? 1e-3 : 3e-2) * top);
         request_free(&q[0]);
         request_free(&q[1]);
     }
@@ -422,7 +423,10 @@ static void the_next_turn_computes_only_its_new_tokens(void **state) {
 }
 
 int main(int argc, char **argv) {
-    real = argc > 1 && strcmp(argv[1], "model") == 0;
+    for (int i = 1; i < argc; i++) {
+        real |= strcmp(argv[i], "model") == 0;
+        if (strcmp(argv[i], "cuda") == 0 && !rig_use_cuda()) return 77;
+    }
     model = real ? real_model(SMOLLM2) : tiny_model(TINY_LLAMA);
     if (!model) return 77;
     rng r = rng_open(10);

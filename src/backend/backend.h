@@ -57,6 +57,15 @@ typedef enum mp_act {
     MP_ACT_LOGITS, /* [n_logits, n_vocab] */
 } mp_act;
 
+/* A row of logits that a token is sampled from. tokens: what stands before it, of which the first n_prompt are the
+ * prompt's. */
+typedef struct mp_sample_row {
+    uint32_t logits; /* which row of logits */
+    const mepic_sampling *sampling;
+    const int32_t *tokens;
+    uint32_t n_tokens, n_prompt;
+} mp_sample_row;
+
 typedef struct mp_backend_ops {
     const char *name;     /* "cpu" */
     uint32_t cell_tokens; /* of the plans it reads */
@@ -84,7 +93,10 @@ typedef struct mp_backend_ops {
     void (*activate)(mp_backend *b);                         /* g = silu(g) * u */
     void (*logits)(mp_backend *b);                           /* rows with `logits`: output * rms_norm(x) */
 
-    /* [n_vocab], valid until the next step_begin. Host memory. */
+    /* The tokens for rows [n], as infer/sample.h says; -1 for a row without a number. NULL: the host samples, which the
+     * CPU can do as well. */
+    mepic_status (*sample)(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens, mepic_error *err);
+    /* [n_vocab], valid until logits_row is asked for another row or the next step begins. Host memory. */
     const float *(*logits_row)(mp_backend *b, uint32_t i);
     /* Copies rows of an activation out of or into the backend. */
     void (*act_read)(mp_backend *b, mp_act act, uint32_t row, uint32_t n, float *dst);

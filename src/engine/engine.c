@@ -218,15 +218,9 @@ static bool is_stop_token(const mepic_engine *e, const mp_reply *reply, int32_t 
     return false;
 }
 
-/* Samples the reply's next token from its logits [n_vocab]; the reply goes on or ends. */
-static void sample_token(mepic_engine *e, mp_reply *reply, const float *logits) {
-    uint32_t n_vocab = e->model->hp.n_vocab, n, n_prompt;
-    const int32_t *tokens = mp_request_tokens(reply->request, &n, &n_prompt);
-    int32_t token;
-    if (!mp_sample(e->sampler, &reply->sampling, logits, tokens, n, n_prompt, &token)) {
-        mp_invariant(&e->fault, false, "the logits of a row hold no number");
-        return;
-    }
+/* The reply's next token; the reply goes on or ends. logits [n_vocab]: NULL when nobody looks at them. */
+static void take_token(mepic_engine *e, mp_reply *reply, int32_t token, const float *logits) {
+    uint32_t n_vocab = e->model->hp.n_vocab;
     if (e->options.hash_logits) {
         reply->logits_hash = mp_hash64(reply->logits_hash, logits, n_vocab * sizeof *logits);
     }
@@ -274,16 +268,53 @@ static uint32_t note_rows(mepic_engine *e, const mp_step *step, uint64_t now) {
     return n;
 }
 
-static void use_logits(mepic_engine *e, uint32_t n) {
+/* Whether somebody besides the sampler looks at the row's logits. */
+static bool looks_at(const mepic_engine *e, const mp_logits_row *row) {
+    const mp_reply *reply = row->reply;
+    if (reply->on_logits && (row->samples || reply->logits_of_prompt)) return true;
+    return row->samples && (e->options.hash_logits || reply->logprobs);
+}
+
+/* Samples a token for every row that wants one: the backend all at once, or the host row by row. */
+static mepic_status sample_rows(mepic_engine *e, uint32_t n, mepic_error *err) {
+    uint32_t n_samples = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!e->rows[i].samples) continue;
+        mp_sample_row *row = &e->samples[n_samples++];
+        *row = (mp_sample_row){ .logits = i, .sampling = &e->rows[i].reply->sampling };
+        row->tokens = mp_request_tokens(e->rows[i].reply->request, &row->n_tokens, &row->n_prompt);
+    }
+    if (n_samples > 0 && e->backend->ops->sample) {
+        mepic_status st = e->backend->ops->sample(e->backend, e->samples, n_samples, e->sampled, err);
+        if (st != MEPIC_OK) return st;
+    }
+    for (uint32_t k = 0; k < n_samples; k++) {
+        const mp_sample_row *row = &e->samples[k];
+        if (!e->backend->ops->sample) {
+            const float *logits = e->backend->ops->logits_row(e->backend, row->logits);
+            bool ok =
+                mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt, &e->sampled[k]);
+            if (!ok) e->sampled[k] = -1;
+        }
+        if (e->sampled[k] < 0) return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a row hold no number");
+        e->rows[row->logits].token = e->sampled[k];
+    }
+    return MEPIC_OK;
+}
+
+static mepic_status use_logits(mepic_engine *e, uint32_t n, mepic_error *err) {
+    mepic_status st = sample_rows(e, n, err);
+    if (st != MEPIC_OK) return st;
     for (uint32_t i = 0; i < n && !e->fault.broken; i++) {
         const mp_logits_row *row = &e->rows[i];
-        const float *logits = e->backend->ops->logits_row(e->backend, i);
+        const float *logits = looks_at(e, row) ? e->backend->ops->logits_row(e->backend, i) : NULL;
         mp_reply *reply = row->reply;
         if (reply->on_logits && (row->samples || reply->logits_of_prompt)) {
             reply->on_logits(reply->user, row->position, logits, e->model->hp.n_vocab);
         }
-        if (row->samples) sample_token(e, reply, logits);
+        if (row->samples) take_token(e, reply, row->token, logits);
     }
+    return MEPIC_OK;
 }
 
 static mepic_status run_step(mepic_engine *e, mepic_error *err) {
@@ -301,11 +332,11 @@ static mepic_status run_step(mepic_engine *e, mepic_error *err) {
     mp_scheduler_commit(e->scheduler);
     uint64_t committed = mp_now_ns();
     e->schedule_ns += committed - computed;
-    use_logits(e, n);
+    st = use_logits(e, n, err);
     e->sample_ns += mp_now_ns() - committed;
     e->steps++;
-    mp_canonical_file_save(&e->canonical_file, e->scheduler, e->backend, &e->log);
-    return MEPIC_OK;
+    if (st == MEPIC_OK) mp_canonical_file_save(&e->canonical_file, e->scheduler, e->backend, &e->log);
+    return st;
 }
 
 mepic_status mepic_step(mepic_engine *e, mepic_error *err) {

@@ -64,6 +64,7 @@ typedef struct mp_logits_row {
     mp_reply *reply;
     uint32_t position;
     bool samples;
+    int32_t token; /* once it is sampled */
 } mp_logits_row;
 
 struct mepic_engine {
@@ -79,7 +80,7 @@ struct mepic_engine {
     mp_chat_template chat;
     size_t max_token_bytes;
     mp_tokens canonical;
-    const mp_backend_ops *ops; /* of the device that was asked for */
+    const mp_backend_ops *ops; /* of the device that was asked for; once it is open, backend->ops */
     uint32_t device;
     mp_backend *backend;
     mp_scheduler *scheduler;
@@ -93,7 +94,9 @@ struct mepic_engine {
     uint64_t n_submitted;
     atomic_bool cancel_asked;
 
-    mp_logits_row *rows; /* [step_tokens] */
+    mp_logits_row *rows;     /* [step_tokens] */
+    mp_sample_row *samples;  /* [step_tokens] */
+    int32_t *sampled;        /* [step_tokens] */
     mepic_event *events; /* [cap_events] of the last step: at most a token and an end for every live request */
     uint32_t n_events, next_event, cap_events;
     mp_reply *ended; /* their events may still be read; freed by the next step */

@@ -208,7 +208,7 @@ static mepic_status model_digest(mepic_engine *e, mp_digest *out, mepic_error *e
     mepic_status st = mp_model_digest(e->model, e->options.cache_dir, &e->log, &file, err);
     if (st != MEPIC_OK) return st;
     static const char tag[] = "mepic/model/v1";
-    const char *numerics = e->backend->ops->numerics(e->backend);
+    const char *numerics = e->ops->numerics(e->backend);
     const uint32_t numbers[] = { KV_FORMAT_VERSION, (uint32_t)e->options.kv_type, e->options.page_size };
     mp_sha256_begin(e->sha);
     mp_sha256_update(e->sha, tag, sizeof tag);
@@ -234,7 +234,7 @@ static mepic_status open_scheduler(mepic_engine *e, mepic_error *err) {
     if (st == MEPIC_OK) st = mp_scheduler_open(&config, &e->scheduler, err);
     if (st != MEPIC_OK) return st;
     st = mp_canonical_file_open(&e->canonical_file, o->cache_dir, &config.model, e->canonical.ids,
-                                (uint32_t)e->canonical.n, e->backend->ops->page_bytes(e->backend), err);
+                                (uint32_t)e->canonical.n, e->ops->page_bytes(e->backend), err);
     if (st == MEPIC_OK) mp_canonical_file_load(&e->canonical_file, e->scheduler, e->backend, &e->log);
     return st;
 }
@@ -249,7 +249,9 @@ static mepic_status open_requests(mepic_engine *e, mepic_error *err) {
     e->free_slots = mp_calloc(e->n_slots, sizeof *e->free_slots);
     e->events = mp_calloc(e->cap_events, sizeof *e->events);
     e->rows = mp_calloc(o->step_tokens, sizeof *e->rows);
-    if (!e->slots || !e->free_slots || !e->events || !e->rows) {
+    e->samples = mp_calloc(o->step_tokens, sizeof *e->samples);
+    e->sampled = mp_calloc(o->step_tokens, sizeof *e->sampled);
+    if (!e->slots || !e->free_slots || !e->events || !e->rows || !e->samples || !e->sampled) {
         return mp_fail_nomem(err, "requests and events", e->cap_events * sizeof *e->events);
     }
     for (uint32_t i = 0; i < e->n_slots; i++) e->free_slots[e->n_free_slots++] = e->n_slots - 1 - i;
@@ -291,6 +293,8 @@ void mepic_engine_close(mepic_engine *e) {
         mp_reply_free(reply);
     }
     for (uint32_t i = 0; e->slots && i < e->n_slots; i++) mp_reply_free(e->slots[i].reply);
+    mp_free(e->sampled);
+    mp_free(e->samples);
     mp_free(e->rows);
     mp_free(e->events);
     mp_free(e->free_slots);
@@ -299,7 +303,7 @@ void mepic_engine_close(mepic_engine *e) {
     mp_canonical_file_close(&e->canonical_file);
     mp_scheduler_close(e->scheduler);
     mp_sha256_close(e->sha);
-    if (e->backend) e->backend->ops->close(e->backend);
+    if (e->backend) e->ops->close(e->backend);
     mp_free(e->canonical.ids);
     mp_tokenizer_close(e->tokenizer);
     mp_model_close(e->model);

@@ -10,6 +10,7 @@ static struct {
     mp_model *model;
     void *bytes; /* the file, which the model reads */
 } tiny[TINY_COUNT];
+uint32_t tiny_head_dim;
 static mp_model *real[4];
 static size_t n_real;
 
@@ -28,6 +29,7 @@ static mp_synth_spec spec_of(tiny_kind kind) {
         spec.hp.head_dim = 32;
         spec.hp.rope.n_rot = 32;
     }
+    if (tiny_head_dim) spec.hp.head_dim = spec.hp.rope.n_rot = tiny_head_dim;
     if (kind == TINY_YARN) {
         spec.hp.rope.n_rot = 8;
         spec.hp.rope.scaling = MP_ROPE_YARN;

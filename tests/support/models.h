@@ -20,6 +20,7 @@ typedef enum tiny_kind {
 #define QWEN_1_5B "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 #define GEMMA3_270M "gemma3-270m-q4_k_m.gguf"
 
+extern uint32_t tiny_head_dim; /* of all tiny models from now on; 0 = 16 or 32 */
 const mp_model *tiny_model(tiny_kind kind);   /* valid until tiny_models_close */
 const mp_model *real_model(const char *file); /* NULL: not in the cache */
 void tiny_models_close(void);

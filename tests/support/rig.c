@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "base/mem.h"
 #include "infer/forward.h"
+#include "support/models.h"
 
 const char *rig_device = "cpu";
 
@@ -14,6 +15,15 @@ static void must(mepic_status status, const mepic_error *err) {
     if (status == MEPIC_OK) return;
     fprintf(stderr, "rig: %s: %s\n", mepic_status_name(status), err->message);
     abort();
+}
+
+bool rig_use_cuda(void) {
+    const mp_backend_ops *ops;
+    uint32_t device;
+    if (mp_backend_find("cuda", &ops, &device, NULL) != MEPIC_OK || ops->n_devices() == 0) return false;
+    rig_device = "cuda";
+    tiny_head_dim = 64;
+    return true;
 }
 
 static uint32_t or_default(uint32_t x, uint32_t otherwise) {
@@ -28,7 +38,8 @@ rig *rig_open(const rig_options *options) {
     const mp_backend_ops *ops;
     uint32_t device;
     must(mp_backend_find(o->device ? o->device : rig_device, &ops, &device, &err), &err);
-    if (!o->kv_type) o->kv_type = ops == &mp_backend_cpu ? MEPIC_KV_F32 : ops->kv_type;
+    if (ops != &mp_backend_cpu) o->kv_type = ops->kv_type;
+    if (!o->kv_type) o->kv_type = MEPIC_KV_F32;
     o->page_size = or_default(o->page_size, 16);
     o->n_pages = or_default(o->n_pages, 512);
     o->step_tokens = or_default(o->step_tokens, 64);

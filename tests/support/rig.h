@@ -9,7 +9,7 @@
 
 typedef struct rig_options {
     const mp_model *model;                                                   /* borrowed */
-    mepic_kv_type kv_type;                                                   /* 0 = F32 */
+    mepic_kv_type kv_type;                                                   /* 0 = F32; of the CPU */
     uint32_t page_size, n_pages, step_tokens, max_running, threads, context; /* 0 = 16, 512, 64, 40, 1, 2048 */
     const int32_t *canonical;
     uint32_t n_canonical;
@@ -42,8 +42,11 @@ typedef struct rig {
     uint64_t steps;
 } rig;
 
-/* Where rigs are opened that do not say: "cpu". A test program's main sets it. */
+/* Where rigs are opened that do not say: "cpu". */
 extern const char *rig_device;
+/* From now on on the first CUDA device, with tiny models whose heads it can compute; false: there is none. KV is bf16,
+ * whatever the options say. */
+bool rig_use_cuda(void);
 
 rig *rig_open(const rig_options *options);
 void rig_close(rig *r);
