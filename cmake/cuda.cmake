@@ -30,7 +30,7 @@ if(MEPIC_HAS_CUDA)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   add_library(mepic_cuda_flags INTERFACE)
   target_compile_options(mepic_cuda_flags INTERFACE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;-Xcompiler=-Wall,-Wextra,-fvisibility=hidden>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;-Xcompiler=-Wall,-Wextra,-fvisibility=hidden>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fno-exceptions,-fno-rtti,-fno-threadsafe-statics>")
   if(MEPIC_WERROR)
     target_compile_options(mepic_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings>")
