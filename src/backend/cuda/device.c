@@ -77,16 +77,23 @@ void mp_cu_device_close(mp_cu_device *d) {
         cudaStreamSynchronize(d->stream);
         cudaStreamDestroy(d->stream);
     }
-    for (mp_cu_allocation *a = d->allocations, *next; a; a = next) {
-        next = a->next;
+    while (d->allocations) mp_cu_drop(d, d->allocations->data);
+    *d = (mp_cu_device){ 0 };
+}
+
+void mp_cu_drop(mp_cu_device *d, void *taken) {
+    for (mp_cu_allocation **at = &d->allocations; taken && *at; at = &(*at)->next) {
+        mp_cu_allocation *a = *at;
+        if (a->data != taken) continue;
+        *at = a->next;
         if (a->pinned) {
             cudaFreeHost(a->data);
         } else {
             cudaFree(a->data);
         }
         mp_free(a);
+        return;
     }
-    *d = (mp_cu_device){ 0 };
 }
 
 static mepic_status take(mp_cu_device *d, size_t bytes, bool pinned, const char *what, void **out, mepic_error *err) {

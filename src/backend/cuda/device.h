@@ -36,6 +36,8 @@ void mp_cu_device_close(mp_cu_device *d);
  * there is. Contents undefined. */
 mepic_status mp_cu_take(mp_cu_device *d, size_t bytes, const char *what, void **out, mepic_error *err);
 mepic_status mp_cu_take_pinned(mp_cu_device *d, size_t bytes, const char *what, void **out, mepic_error *err);
+/* Frees what was taken before close, once the device is done with it; NULL is a no-op. Waits for the device. */
+void mp_cu_drop(mp_cu_device *d, void *taken);
 
 /* Notes the first error; true when there is none. Used through CUDA_TRY. */
 bool mp_cu_check(mp_cu_device *d, cudaError_t error, const char *what, const char *file, int line);

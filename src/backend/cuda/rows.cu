@@ -1,0 +1,246 @@
+/* What happens to single rows between the matrix products. A row's numbers come from that row alone, and every sum has
+ * one order that depends on the row's length only, so a row has the same bits in any company and in any bucket.
+ *
+ * All of it is bound by memory: 16 bytes a thread and access, every value read once. Rows behind a step's last one hold
+ * whatever they held; what would write outside the activations for them (pages) does nothing. */
+#include "backend/cuda/kernels.h"
+
+#include <string.h>
+
+#include "backend/cuda/fold.cuh"
+
+#define WARP 32u
+#define UNIT 8u /* bf16 values in 16 bytes */
+
+static __device__ __forceinline__ void unpack(uint4 u, float *x) {
+    const uint32_t w[4] = { u.x, u.y, u.z, u.w };
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = __uint_as_float(w[i] << 16);
+        x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+    }
+}
+
+static __device__ __forceinline__ uint4 pack(const float *x) {
+    uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+        memcpy(&w[i], &pair, sizeof w[i]);
+    }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+/* ---- Embedding --------------------------------------------------------------------------------------------------- */
+
+static __global__ void embed(mp_cu_work work, const uint4 *table, uint32_t n_units, float4 *x) {
+    uint32_t r = blockIdx.x;
+    if (r >= work.counts->n_rows) return;
+    const uint4 *from = table + (size_t)work.rows[r].token * n_units;
+    for (uint32_t u = threadIdx.x; u < n_units; u += blockDim.x) {
+        float v[UNIT];
+        unpack(from[u], v);
+        float4 *to = x + ((size_t)r * n_units + u) * 2;
+        to[0] = make_float4(v[0], v[1], v[2], v[3]);
+        to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    }
+}
+
+cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const mp_bf16 *table, uint32_t n_embd, float *x,
+                        cudaStream_t stream) {
+    if (n_rows == 0) return cudaSuccess;
+    if (n_embd % UNIT) return cudaErrorInvalidValue;
+    embed<<<n_rows, 128, 0, stream>>>(*work, (const uint4 *)table, n_embd / UNIT, (float4 *)x);
+    return cudaGetLastError();
+}
+
+/* ---- Norm -------------------------------------------------------------------------------------------------------- */
+
+/* The sum over a block of up to 1024 threads, in one order. `part` has 32 places. */
+static __device__ __forceinline__ float block_sum(float x, float *part) {
+#pragma unroll
+    for (uint32_t step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.0f;
+#pragma unroll
+    for (uint32_t step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+
+/* A row a block; a thread holds N units of 8 values. */
+template <uint32_t N>
+static __global__ void norm(const uint32_t *rows, const uint32_t *n_real, const float4 *x, const float4 *weight,
+                            float eps, uint32_t n_units, uint4 *h) {
+    __shared__ float part[WARP];
+    if (n_real && blockIdx.x >= *n_real) return;
+    size_t from = rows ? rows[blockIdx.x] : blockIdx.x;
+    float v[N][UNIT], squares = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t u = i * blockDim.x + threadIdx.x;
+        float4 a = make_float4(0, 0, 0, 0), b = a;
+        if (u < n_units) {
+            a = x[(from * n_units + u) * 2];
+            b = x[(from * n_units + u) * 2 + 1];
+        }
+        v[i][0] = a.x, v[i][1] = a.y, v[i][2] = a.z, v[i][3] = a.w;
+        v[i][4] = b.x, v[i][5] = b.y, v[i][6] = b.z, v[i][7] = b.w;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+#pragma unroll
+        for (uint32_t j = 0; j < UNIT; j++) squares = __fmaf_rn(v[i][j], v[i][j], squares);
+    }
+    float scale = 1.0f / sqrtf(block_sum(squares, part) / (float)(n_units * UNIT) + eps);
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t u = i * blockDim.x + threadIdx.x;
+        if (u >= n_units) continue;
+        float4 a = weight[u * 2], b = weight[u * 2 + 1];
+        const float w[UNIT] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
+        float y[UNIT];
+#pragma unroll
+        for (uint32_t j = 0; j < UNIT; j++) y[j] = v[i][j] * scale * w[j];
+        h[(size_t)blockIdx.x * n_units + u] = pack(y);
+    }
+}
+
+cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
+                       const float *weight, float eps, uint32_t n_embd, mp_bf16 *h, cudaStream_t stream) {
+    if (n_rows == 0) return cudaSuccess;
+    uint32_t n_units = n_embd / UNIT;
+    if (n_embd % UNIT || n_units > 4 * 1024) return cudaErrorInvalidValue;
+    uint32_t n = n_units <= 1024 ? 1 : 4, threads = ((n_units + n - 1) / n + WARP - 1) / WARP * WARP;
+    auto kernel = n == 1 ? norm<1> : norm<4>;
+    kernel<<<n_rows, threads, 0, stream>>>(rows, n_real, (const float4 *)x, (const float4 *)weight, eps, n_units,
+                                           (uint4 *)h);
+    return cudaGetLastError();
+}
+
+/* ---- Bias, norm of heads, rotation, store ------------------------------------------------------------------------ */
+
+/* What is too large for bf16 becomes its largest number: an infinity would make NaN of a masked key. NaN stays. */
+static __device__ __forceinline__ float saturate(float x) {
+    const float most = __uint_as_float(0x7f7f0000u);
+    return x > most ? most : x < -most ? -most : x;
+}
+
+/* Turns the head in `head` (shared memory), columns c .. c + 7. */
+static __device__ __forceinline__ void turn(const mp_cu_rope &rope, const float *head, uint32_t c, int32_t position,
+                                            float *y) {
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) {
+        uint32_t d = c + j;
+        if (d >= 2 * rope.n_pairs) {
+            y[j] = head[d];
+            continue;
+        }
+        uint32_t pair = rope.halves ? (d < rope.n_pairs ? d : d - rope.n_pairs) : d / 2;
+        bool second = rope.halves ? d >= rope.n_pairs : d & 1;
+        float a = head[rope.halves ? pair : 2 * pair], b = head[rope.halves ? pair + rope.n_pairs : 2 * pair + 1];
+        float2 turned = mp_turned(a, b, mp_turn(rope.turns[pair], position, rope.magnitude));
+        y[j] = second ? turned.y : turned.x;
+    }
+}
+
+enum { STORE_THREADS = 128 };
+
+/* LANES neighbouring threads have a head of q, k or v, 8 columns each. LANES: a power of two, head_dim / 8 or more. */
+template <uint32_t LANES> static __global__ void store_rows(mp_cu_store s, uint32_t n_rows) {
+    __shared__ float heads[STORE_THREADS / LANES][LANES * UNIT];
+    uint32_t per_row = s.n_heads + 2 * s.n_kv_heads, lane = threadIdx.x % LANES, c = lane * UNIT;
+    uint32_t unit = blockIdx.x * (STORE_THREADS / LANES) + threadIdx.x / LANES;
+    uint32_t r = unit / per_row, h = unit % per_row;
+    bool here = r < n_rows && r < s.work.counts->n_rows && c < s.head_dim;
+    float v[UNIT] = { 0 };
+    if (here) {
+        size_t at = (size_t)h * s.head_dim + c;
+        unpack(*(const uint4 *)(s.qkv + (size_t)r * per_row * s.head_dim + at), v);
+        if (s.bias) {
+#pragma unroll
+            for (uint32_t j = 0; j < UNIT; j++) v[j] += s.bias[at + j];
+        }
+    }
+    bool is_q = h < s.n_heads, is_v = h >= s.n_heads + s.n_kv_heads;
+    const float *weight = is_q ? s.q_norm : s.k_norm;
+    if (s.q_norm || s.k_norm) { /* the same for the whole grid: everybody shuffles */
+        float squares = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < UNIT; j++) squares = __fmaf_rn(v[j], v[j], squares);
+#pragma unroll
+        for (uint32_t step = LANES / 2; step > 0; step /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, step);
+        float scale = 1.0f / sqrtf(squares / (float)s.head_dim + s.norm_eps);
+        if (here && !is_v && weight) {
+#pragma unroll
+            for (uint32_t j = 0; j < UNIT; j++) v[j] = v[j] * scale * weight[c + j];
+        }
+    }
+    if (here && is_q) *(uint4 *)(s.q + ((size_t)r * s.n_heads + h) * s.head_dim + c) = pack(v);
+    float *head = heads[threadIdx.x / LANES];
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) head[c + j] = v[j];
+    __syncwarp();
+    if (!here || is_q) return;
+    const mp_cu_row row = s.work.rows[r];
+    uint32_t kv_head = h - s.n_heads - (is_v ? s.n_kv_heads : 0);
+    uint8_t *to = s.slab + row.page * s.page_bytes + s.layer_offset + kv_head * s.block_bytes +
+                  (size_t)(row.slot / MP_CU_GROUP_TOKENS) * MP_CU_GROUP_TOKENS * s.head_dim * 2 * sizeof(mp_bf16) +
+                  (is_v ? MP_CU_GROUP_TOKENS * s.head_dim * sizeof(mp_bf16) : 0) +
+                  mp_kv_offset(s.head_dim, row.slot % MP_CU_GROUP_TOKENS, c);
+    if (!is_v) turn(s.rope, head, c, row.position, v);
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) v[j] = saturate(v[j]);
+    *(uint4 *)to = pack(v);
+}
+
+cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t stream) {
+    if (n_rows == 0) return cudaSuccess;
+    if (s->head_dim % 16 || s->head_dim > 256) return cudaErrorInvalidValue;
+    size_t heads = (size_t)n_rows * (s->n_heads + 2 * s->n_kv_heads);
+    uint32_t lanes = s->head_dim <= 64 ? 8 : s->head_dim <= 128 ? 16 : 32;
+    uint32_t grid = (uint32_t)((heads * lanes + STORE_THREADS - 1) / STORE_THREADS);
+    auto kernel = lanes == 8 ? store_rows<8> : lanes == 16 ? store_rows<16> : store_rows<32>;
+    kernel<<<grid, STORE_THREADS, 0, stream>>>(*s, n_rows);
+    return cudaGetLastError();
+}
+
+/* ---- SwiGLU and pages -------------------------------------------------------------------------------------------- */
+
+static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint4 *g) {
+    uint32_t u = blockIdx.x * blockDim.x + threadIdx.x;
+    if (u >= n_units) return;
+    float a[UNIT], b[UNIT];
+    const uint4 *row = gu + (size_t)blockIdx.y * 2 * n_units;
+    unpack(row[u], a);
+    unpack(row[n_units + u], b);
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) a[j] = __fdividef(a[j], 1.0f + __expf(-a[j])) * b[j];
+    g[(size_t)blockIdx.y * n_units + u] = pack(a);
+}
+
+cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_bf16 *g, cudaStream_t stream) {
+    if (n_rows == 0) return cudaSuccess;
+    if (n_ff % UNIT || n_rows > 65535) return cudaErrorInvalidValue; /* rows are a grid's y */
+    uint32_t n_units = n_ff / UNIT;
+    swiglu<<<dim3((n_units + 127) / 128, n_rows), 128, 0, stream>>>((const uint4 *)gu, n_units, (uint4 *)g);
+    return cudaGetLastError();
+}
+
+/* All blocks walk over all pages: how many there are is not known when the grid is. */
+static __global__ void zero_pages(const uint32_t *pages, const uint32_t *n, uint32_t max_pages, uint8_t *slab,
+                                  size_t page_bytes) {
+    size_t n_units = page_bytes / sizeof(uint4), total = (*n < max_pages ? *n : max_pages) * n_units;
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < total; i += (size_t)gridDim.x * blockDim.x) {
+        ((uint4 *)(slab + pages[i / n_units] * page_bytes))[i % n_units] = make_uint4(0, 0, 0, 0);
+    }
+}
+
+cudaError_t mp_cu_zero_pages(const uint32_t *pages, const uint32_t *n, uint32_t max_pages, uint8_t *slab,
+                             size_t page_bytes, cudaStream_t stream) {
+    if (max_pages == 0) return cudaSuccess;
+    if (page_bytes % sizeof(uint4)) return cudaErrorInvalidValue;
+    size_t blocks = (max_pages * (page_bytes / sizeof(uint4)) + 1023) / 1024;
+    zero_pages<<<blocks < 512 ? (uint32_t)blocks : 512, 256, 0, stream>>>(pages, n, max_pages, slab, page_bytes);
+    return cudaGetLastError();
+}
