@@ -1,0 +1,376 @@
+/* bench_cuda_ops: every kernel and product of the CUDA backend (but attention) against what the card can do, both
+ * measured in this run.
+ *
+ *   bench_cuda_ops [--only TEXT] [--rows N]...
+ *
+ * Ceilings: a large device-to-device copy, counting bytes read and written, and a matrix product of 8,192 x 8,192 x
+ * 8,192 in bf16 on random data. A line's bound is its least bytes over the one or its operations over the other,
+ * whichever is longer. A graph of runs is replayed, so launches cost what they cost in a step; weights and what else is
+ * large have more copies than L2 holds, passed over in turn as in a step. Times are medians of the replays. */
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/device.h"
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/matmul.h"
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/mem.h"
+#include "model/dtype.h"
+
+enum { REPLAYS = 7, MAX_COPIES = 128 };
+static const size_t SPAN = (size_t)160 << 20; /* bytes passed over in turn: three times an L2 */
+
+typedef struct model {
+    const char *name;
+    uint32_t n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab;
+    bool bias;
+} model;
+
+static const model models[] = {
+    { "8B", 4096, 14336, 32, 8, 128, 128256, false },
+    { "0.5B", 896, 4864, 14, 2, 64, 151936, true },
+};
+
+typedef struct bench {
+    mp_cu_device device;
+    double bytes_per_us, flops_per_us;
+    const char *only;
+    uint8_t *data; /* random bf16, SPAN bytes and more: inputs and weights */
+    uint8_t *out;
+    size_t data_bytes, out_bytes;
+    mepic_error err;
+} bench;
+
+#define TRY(b, call) (CUDA_TRY(&(b)->device, call))
+
+/* ---- Time -------------------------------------------------------------------------------------------------------- */
+
+/* One operation; i chooses the copy of its data. */
+typedef struct op op;
+struct op {
+    bool (*run)(bench *b, const op *o, uint32_t i);
+    const model *model;
+    uint32_t rows, index; /* index: of the product */
+    mp_cu_matmul *matmul;
+    size_t in_bytes, out_bytes; /* of one copy */
+    const void *fixed[2];       /* what all copies share */
+    uint32_t repeat;            /* runs in the graph */
+};
+
+static int by_time(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Median time of one run; < 0: an error is noted. */
+static double measure(bench *b, const op *o) {
+    cudaStream_t stream = b->device.stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaEvent_t start, stop;
+    float ms[REPLAYS];
+    bool ok = TRY(b, cudaEventCreate(&start)) && TRY(b, cudaEventCreate(&stop)) &&
+              TRY(b, cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (uint32_t i = 0; ok && i < o->repeat; i++) ok = o->run(b, o, i);
+    ok = ok && TRY(b, cudaStreamEndCapture(stream, &graph)) && TRY(b, cudaGraphInstantiate(&exec, graph, 0)) &&
+         TRY(b, cudaGraphLaunch(exec, stream));
+    for (int i = 0; ok && i < REPLAYS; i++) {
+        ok = TRY(b, cudaEventRecord(start, stream)) && TRY(b, cudaGraphLaunch(exec, stream)) &&
+             TRY(b, cudaEventRecord(stop, stream)) && TRY(b, cudaEventSynchronize(stop)) &&
+             TRY(b, cudaEventElapsedTime(&ms[i], start, stop));
+    }
+    if (!ok) return -1;
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaEventDestroy(start);
+    cudaEventDestroy(stop);
+    qsort(ms, REPLAYS, sizeof *ms, by_time);
+    return (double)ms[REPLAYS / 2] * 1000 / o->repeat;
+}
+
+static bool wanted(const bench *b, const char *name) {
+    return !b->only || strstr(name, b->only);
+}
+
+static uint32_t n_copies(const bench *b, const op *o) {
+    size_t n = SPAN / (o->in_bytes + o->out_bytes) + 1;
+    if (n > b->data_bytes / o->in_bytes) n = b->data_bytes / o->in_bytes;
+    if (o->out_bytes && n > b->out_bytes / 2 / o->out_bytes) n = b->out_bytes / 2 / o->out_bytes;
+    return n == 0 ? 1 : n < MAX_COPIES ? (uint32_t)n : MAX_COPIES;
+}
+
+static bool report(bench *b, const op *o, const char *name, double bytes, double flops) {
+    if (!wanted(b, name)) return true;
+    double by_bytes = bytes / b->bytes_per_us, by_flops = flops / b->flops_per_us;
+    double bound = by_bytes > by_flops ? by_bytes : by_flops;
+    op repeated = *o;
+    repeated.repeat = bound > 300 ? 3 : n_copies(b, o) > 20 ? n_copies(b, o) : 20;
+    double us = measure(b, &repeated);
+    if (us < 0) return false;
+    printf("%-5s %-14s %5u rows %9.2f us  bound %9.2f us (%s)  %5.1f %%\n", o->model->name, name, o->rows, us, bound,
+           by_bytes > by_flops ? "bytes" : "flops", 100 * bound / us);
+    fflush(stdout);
+    return true;
+}
+
+static void *in_of(bench *b, const op *o, uint32_t i) {
+    return b->data + i % n_copies(b, o) * o->in_bytes;
+}
+
+static void *out_of(bench *b, const op *o, uint32_t i) {
+    return b->out + i % n_copies(b, o) * o->out_bytes;
+}
+
+/* ---- Ceilings ---------------------------------------------------------------------------------------------------- */
+
+static bool run_copy(bench *b, const op *o, uint32_t i) {
+    (void)i;
+    return TRY(b, cudaMemcpyAsync(b->out, b->data, o->in_bytes, cudaMemcpyDeviceToDevice, b->device.stream));
+}
+
+static bool run_product(bench *b, const op *o, uint32_t i) {
+    return mp_cu_matmul_run(o->matmul, o->index, o->rows, o->fixed[0], in_of(b, o, i), b->out, b->device.stream);
+}
+
+static bool ceilings(bench *b) {
+    const op copy = { .run = run_copy, .model = &models[0], .in_bytes = (size_t)512 << 20, .repeat = 4 };
+    double us = measure(b, &copy);
+    if (us < 0) return false;
+    b->bytes_per_us = 2.0 * (double)copy.in_bytes / us;
+    enum { N = 8192 };
+    const mp_bf16 *w = (const mp_bf16 *)(void *)b->data;
+    const mp_cu_shape square = {
+        .name = "ceiling", .n_out = N, .n_in = N, .out = MP_CU_OUT_BF16, .max_rows = N, .weights = &w, .n_weights = 1
+    };
+    op o = {
+        .run = run_product, .model = &models[0], .rows = N, .in_bytes = (size_t)N * N * 2, .fixed = { w }, .repeat = 4
+    };
+    if (mp_cu_matmul_open(&b->device, &square, 1, NULL, &o.matmul, &b->err) != MEPIC_OK) return false;
+    us = measure(b, &o);
+    mp_cu_matmul_close(o.matmul);
+    if (us < 0) return false;
+    b->flops_per_us = 2.0 * N * N * N / us;
+    printf("%s: copy %.0f GB/s, product of 8192^3 in bf16 %.0f TFLOP/s\n", b->device.name, b->bytes_per_us / 1e3,
+           b->flops_per_us / 1e6);
+    return true;
+}
+
+/* ---- Products ---------------------------------------------------------------------------------------------------- */
+
+static bool products(bench *b, const model *m, const uint32_t *rows, uint32_t n_rows) {
+    uint32_t heads = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim;
+    mp_cu_shape shapes[] = {
+        { .name = "qkv", .n_out = heads + 2 * kv, .n_in = m->n_embd, .out = MP_CU_OUT_BF16 },
+        { .name = "out", .n_out = m->n_embd, .n_in = heads, .out = MP_CU_OUT_ADD_F32 },
+        { .name = "gate, up", .n_out = 2 * m->n_ff, .n_in = m->n_embd, .out = MP_CU_OUT_BF16 },
+        { .name = "down", .n_out = m->n_embd, .n_in = m->n_ff, .out = MP_CU_OUT_ADD_F32 },
+        { .name = "logits", .n_out = m->n_vocab, .n_in = m->n_embd, .out = MP_CU_OUT_F32 },
+    };
+    enum { N = sizeof shapes / sizeof *shapes };
+    const mp_bf16 *weights[N][MAX_COPIES];
+    for (uint32_t i = 0; i < N; i++) {
+        size_t bytes = (size_t)shapes[i].n_out * shapes[i].n_in * 2;
+        shapes[i].max_rows = i == 4 ? 256 : 8192;
+        shapes[i].n_weights = (uint32_t)(b->data_bytes / bytes < MAX_COPIES ? b->data_bytes / bytes : MAX_COPIES);
+        shapes[i].weights = weights[i];
+        for (uint32_t w = 0; w < shapes[i].n_weights; w++) weights[i][w] = (mp_bf16 *)(void *)(b->data + w * bytes);
+    }
+    mp_cu_matmul *matmul;
+    uint64_t start = mp_now_ns();
+    if (mp_cu_matmul_open(&b->device, shapes, N, NULL, &matmul, &b->err) != MEPIC_OK) return false;
+    printf("%-5s measuring products at open: %.2f s; same bits: %s\n", m->name, (double)(mp_now_ns() - start) * 1e-9,
+           mp_cu_matmul_same_bits(matmul) ? "yes" : "NO");
+    bool ok = true;
+    for (uint32_t i = 0; ok && i < N; i++) {
+        for (uint32_t r = 0; ok && r < n_rows; r++) {
+            if (rows[r] > shapes[i].max_rows) continue;
+            double n = rows[r], out = shapes[i].out == MP_CU_OUT_BF16 ? 2 : shapes[i].out == MP_CU_OUT_F32 ? 4 : 8;
+            const op o = { .run = run_product,
+                           .model = m,
+                           .rows = rows[r],
+                           .index = i,
+                           .matmul = matmul,
+                           .in_bytes = (size_t)shapes[i].n_out * shapes[i].n_in * 2,
+                           .fixed = { b->data } };
+            ok = report(b, &o, shapes[i].name, (double)o.in_bytes + n * (shapes[i].n_in * 2.0 + shapes[i].n_out * out),
+                        2.0 * n * shapes[i].n_out * shapes[i].n_in);
+        }
+        mp_cu_measured b_i;
+        uint32_t differ = 0, tried = 0;
+        for (uint32_t k = 0; mp_cu_matmul_measured(matmul, i, k, &b_i); k++) {
+            differ += b_i.n_differ;
+            tried += b_i.n_candidates;
+        }
+        printf("%-5s %-14s %u candidates, %u with other bits\n", m->name, shapes[i].name, tried, differ);
+    }
+    mp_cu_matmul_close(matmul);
+    return ok;
+}
+
+/* ---- Rows -------------------------------------------------------------------------------------------------------- */
+
+enum { PAGE = 16, LAYERS = 4 };
+
+static bool run_embed(bench *b, const op *o, uint32_t i) {
+    return TRY(b, mp_cu_embed(o->fixed[0], o->rows, (const mp_bf16 *)(void *)b->data, o->model->n_embd, out_of(b, o, i),
+                              b->device.stream));
+}
+
+static bool run_norm(bench *b, const op *o, uint32_t i) {
+    return TRY(b, mp_cu_norm(o->rows, NULL, NULL, in_of(b, o, i), (const float *)(void *)b->data, 1e-5f,
+                             o->model->n_embd, out_of(b, o, i), b->device.stream));
+}
+
+static bool run_swiglu(bench *b, const op *o, uint32_t i) {
+    return TRY(b, mp_cu_swiglu(o->rows, in_of(b, o, i), o->model->n_ff, out_of(b, o, i), b->device.stream));
+}
+
+static bool run_store(bench *b, const op *o, uint32_t i) {
+    const model *m = o->model;
+    size_t block = (size_t)PAGE * m->head_dim * 4;
+    const mp_cu_store s = {
+        .head_dim = m->head_dim,
+        .n_heads = m->n_heads,
+        .n_kv_heads = m->n_kv_heads,
+        .page_size = PAGE,
+        .rope = { .turns = o->fixed[1], .n_pairs = m->head_dim / 2, .halves = true, .magnitude = 1 },
+        .bias = m->bias ? (const float *)(void *)b->data : NULL,
+        .qkv = in_of(b, o, i),
+        .q = out_of(b, o, i),
+        .slab = b->out + b->out_bytes / 2,
+        .page_bytes = block * m->n_kv_heads * LAYERS,
+        .block_bytes = block,
+        .layer_offset = 0,
+        .work = *(const mp_cu_work *)o->fixed[0],
+    };
+    return TRY(b, mp_cu_store_rows(&s, o->rows, b->device.stream));
+}
+
+static bool row_kernels(bench *b, const model *m, uint32_t rows) {
+    mp_cu_row *list = mp_calloc(rows, sizeof *list);
+    uint64_t turns[128] = { 0 };
+    if (!list) return false;
+    for (uint32_t r = 0; r < rows; r++) {
+        list[r] = (mp_cu_row){ .token = (int32_t)(mp_hash64(r, NULL, 0) % m->n_vocab),
+                               .position = (int32_t)r,
+                               .page = r / PAGE,
+                               .slot = r % PAGE };
+    }
+    for (int i = 0; i < 128; i++) turns[i] = UINT64_MAX / 7 >> i % 20;
+    const mp_cu_counts counts = { .n_rows = rows };
+    mp_cu_work work = { 0 };
+    void *d_list, *d_counts, *d_turns;
+    bool ok = TRY(b, cudaMalloc(&d_list, rows * sizeof *list)) && TRY(b, cudaMalloc(&d_counts, sizeof counts)) &&
+              TRY(b, cudaMalloc(&d_turns, sizeof turns)) &&
+              TRY(b, cudaMemcpy(d_list, list, rows * sizeof *list, cudaMemcpyHostToDevice)) &&
+              TRY(b, cudaMemcpy(d_counts, &counts, sizeof counts, cudaMemcpyHostToDevice)) &&
+              TRY(b, cudaMemcpy(d_turns, turns, sizeof turns, cudaMemcpyHostToDevice));
+    mp_free(list);
+    if (!ok) return false;
+    work.rows = d_list;
+    work.counts = d_counts;
+    size_t n = rows, heads = m->n_heads * m->head_dim, kv = 2 * m->n_kv_heads * m->head_dim;
+    const struct {
+        const char *name;
+        op o;
+    } ops[] = {
+        { "embed", { .run = run_embed, .in_bytes = n * m->n_embd * 2, .out_bytes = n * m->n_embd * 4 } },
+        { "norm", { .run = run_norm, .in_bytes = n * m->n_embd * 4, .out_bytes = n * m->n_embd * 2 } },
+        { "store", { .run = run_store, .in_bytes = n * (heads + kv) * 2, .out_bytes = n * heads * 2 } },
+        { "swiglu", { .run = run_swiglu, .in_bytes = n * m->n_ff * 4, .out_bytes = n * m->n_ff * 2 } },
+    };
+    for (size_t i = 0; ok && i < sizeof ops / sizeof *ops; i++) {
+        op o = ops[i].o;
+        o.model = m;
+        o.rows = rows;
+        o.fixed[0] = &work;
+        o.fixed[1] = d_turns;
+        double bytes = (double)(o.in_bytes + o.out_bytes) + (o.run == run_store ? (double)(n * kv * 2) : 0);
+        ok = report(b, &o, ops[i].name, bytes, 0);
+    }
+    cudaFree(d_list);
+    cudaFree(d_counts);
+    cudaFree(d_turns);
+    return ok;
+}
+
+/* ---- Dequantize -------------------------------------------------------------------------------------------------- */
+
+static bool run_dequantize(bench *b, const op *o, uint32_t i) {
+    (void)i;
+    return TRY(b, mp_cu_dequantize(o->index, b->data, (mp_bf16 *)(void *)b->out, o->out_bytes / 2, b->device.stream));
+}
+
+static bool dequantize(bench *b) {
+    static const mp_dtype types[] = { MP_DTYPE_F32,  MP_DTYPE_F16,  MP_DTYPE_Q8_0, MP_DTYPE_Q4_0,
+                                      MP_DTYPE_Q5_1, MP_DTYPE_Q4_K, MP_DTYPE_Q6_K };
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        const mp_dtype_info *info = mp_dtype_find((uint32_t)types[t]);
+        size_t n = (size_t)32 << 20, in = n / info->len * info->bytes;
+        const op o = {
+            .run = run_dequantize, .model = &models[0], .index = (uint32_t)types[t], .in_bytes = in, .out_bytes = n * 2
+        };
+        char name[32];
+        snprintf(name, sizeof name, "from %s", info->name);
+        if (!report(b, &o, name, (double)(in + n * 2), 0)) return false;
+    }
+    return true;
+}
+
+/* ---- Main -------------------------------------------------------------------------------------------------------- */
+
+static bool open_data(bench *b) {
+    enum { N = 1 << 20 };
+    b->data_bytes = (size_t)3 << 30;
+    b->out_bytes = (size_t)2 << 30;
+    void *data, *out;
+    if (mp_cu_take(&b->device, b->data_bytes, "inputs", &data, &b->err) != MEPIC_OK ||
+        mp_cu_take(&b->device, b->out_bytes, "results", &out, &b->err) != MEPIC_OK) {
+        return false;
+    }
+    b->data = data;
+    b->out = out;
+    uint16_t *random = mp_alloc(N * sizeof *random);
+    if (!random) return false;
+    for (uint64_t i = 0; i < N; i++) { /* sign and mantissa random, from 1/64 to 1 */
+        uint64_t h = mp_hash64(i, NULL, 0);
+        random[i] = (uint16_t)((h & 0x807f) | (0x78 + h / 65536 % 6) << 7);
+    }
+    bool ok = TRY(b, cudaMemcpy(b->data, random, N * sizeof *random, cudaMemcpyHostToDevice)) &&
+              TRY(b, cudaMemset(b->out, 0, b->out_bytes));
+    mp_free(random);
+    for (size_t done = N * sizeof *random; ok && done < b->data_bytes;) {
+        size_t more = done < b->data_bytes - done ? done : b->data_bytes - done;
+        ok = TRY(b, cudaMemcpy(b->data + done, b->data, more, cudaMemcpyDeviceToDevice));
+        done += more;
+    }
+    return ok && TRY(b, cudaDeviceSynchronize()); /* the operations' stream does not wait for this one */
+}
+
+int main(int argc, char **argv) {
+    static bench b;
+    uint32_t rows[16] = { 1, 16, 64, 8192 }, n_rows = 0;
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (strcmp(argv[i], "--only") == 0) {
+            b.only = argv[i + 1];
+        } else if (strcmp(argv[i], "--rows") == 0 && n_rows < 16) {
+            rows[n_rows++] = (uint32_t)strtoul(argv[i + 1], NULL, 10);
+        }
+    }
+    if (n_rows == 0) n_rows = 4;
+    bool ok = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK && open_data(&b) && ceilings(&b);
+    for (size_t m = 0; ok && m < sizeof models / sizeof *models; m++) {
+        ok = products(&b, &models[m], rows, n_rows);
+        for (uint32_t r = 0; ok && r < n_rows; r++) ok = row_kernels(&b, &models[m], rows[r]);
+    }
+    ok = ok && dequantize(&b);
+    if (!ok) {
+        if (b.device.error != cudaSuccess) mp_cu_status(&b.device, &b.err);
+        fprintf(stderr, "bench_cuda_ops: %s\n", b.err.message);
+    }
+    mp_cu_device_close(&b.device);
+    return !ok;
+}

@@ -1,0 +1,449 @@
+#include "backend/cuda/matmul.h"
+
+#include <cublasLt.h>
+
+#include "base/hash.h"
+#include "base/mem.h"
+
+enum {
+    MAX_MEASURED = 8192, /* rows; what is larger takes the algorithm of this bucket */
+    MAX_BUCKETS = 24,
+    MAX_CANDIDATES = 8,
+    PATTERN_ROWS = 80, /* rows of random x before they repeat; every FIXED-th one is the row whose bits are compared */
+    FIXED = 5,
+};
+static const size_t WORKSPACE = (size_t)4 << 20;
+static const size_t FLUSH =
+    (size_t)128 << 20; /* more than L2 holds, and long enough that launches queue up behind it */
+
+typedef struct candidate {
+    cublasLtMatmulAlgo_t algo;
+    uint64_t hash; /* of the fixed row's result; 0: it depends on where the row stands */
+    float us;
+} candidate;
+
+typedef struct bucket {
+    uint32_t rows, n_candidates;
+    candidate candidates[MAX_CANDIDATES];
+} bucket;
+
+typedef struct product {
+    mp_cu_shape shape;
+    uint32_t n_buckets;
+    struct {
+        cublasLtMatmulAlgo_t algo;
+        mp_cu_measured measured;
+    } buckets[MAX_BUCKETS];
+} product;
+
+struct mp_cu_matmul {
+    mp_cu_device *device;
+    cublasLtHandle_t handle;
+    void *workspace;
+    bool same_bits;
+    uint32_t n_products;
+    product *products;
+};
+
+/* While measuring. */
+typedef struct scratch {
+    void *x, *out, *flush;
+    uint8_t *row;    /* host: a row of out */
+    uint8_t *before; /* host: what the fixed row's out holds before a run that adds */
+    cudaEvent_t start, stop;
+    bucket buckets[MAX_BUCKETS];
+} scratch;
+
+uint32_t mp_cu_bucket(uint32_t n_rows) {
+    uint32_t power = 1;
+    while (power < n_rows) power *= 2;
+    return power >= 96 && n_rows <= power / 4 * 3 ? power / 4 * 3 : power;
+}
+
+static uint32_t bucket_index(uint32_t n_rows) {
+    uint32_t i = 0;
+    for (uint32_t b = 1; b < n_rows; b = mp_cu_bucket(b + 1)) i++;
+    return i;
+}
+
+static bool try_cublas(mp_cu_device *d, cublasStatus_t status, const char *what, int line) {
+    return mp_cu_check(d, status == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown, what, __FILE__, line);
+}
+#define CUBLAS_TRY(device, call) try_cublas(device, call, #call, __LINE__)
+
+/* ---- One product ------------------------------------------------------------------------------------------------- */
+
+static size_t out_size(mp_cu_out out) {
+    return out == MP_CU_OUT_BF16 ? sizeof(mp_bf16) : sizeof(float);
+}
+
+/* The library counts columns first: what it multiplies is w (transposed) by x, giving out [n_out, rows]. */
+typedef struct call {
+    cublasLtMatmulDescOpaque_t what;
+    cublasLtMatrixLayoutOpaque_t w, x, out;
+} call;
+
+static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, call *c) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    cudaDataType_t type = s->out == MP_CU_OUT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    return CUBLAS_TRY(d, cublasLtMatmulDescInit(&c->what, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+           CUBLAS_TRY(d, cublasLtMatmulDescSetAttribute(&c->what, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                                        sizeof transposed)) &&
+           CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->w, CUDA_R_16BF, s->n_in, s->n_out, s->n_in)) &&
+           CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->x, CUDA_R_16BF, s->n_in, rows, s->n_in)) &&
+           CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->out, type, s->n_out, rows, s->n_out));
+}
+
+static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, call *c, const cublasLtMatmulAlgo_t *algo, const void *x,
+                     const void *w, void *out, cudaStream_t stream) {
+    const float one = 1.0f, keep = s->out == MP_CU_OUT_ADD_F32 ? 1.0f : 0.0f;
+    return CUBLAS_TRY(m->device, cublasLtMatmul(m->handle, &c->what, &one, w, &c->w, x, &c->x, &keep, out, &c->out, out,
+                                                &c->out, algo, m->workspace, WORKSPACE, stream));
+}
+
+bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out,
+                      cudaStream_t stream) {
+    const product *p = &m->products[i];
+    call c;
+    uint32_t b = bucket_index(n_rows);
+    if (b >= p->n_buckets) b = p->n_buckets - 1;
+    return describe(m->device, &p->shape, n_rows, &c) &&
+           multiply(m, &p->shape, &c, &p->buckets[b].algo, x, w, out, stream);
+}
+
+/* ---- Measuring --------------------------------------------------------------------------------------------------- */
+
+static uint16_t random_bf16(uint64_t *state) {
+    *state = mp_hash64(*state, NULL, 0);
+    float f = (float)(int32_t)(*state >> 32) * 0x1p-31f; /* -1 to 1 */
+    uint32_t bits;
+    __builtin_memcpy(&bits, &f, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+/* x of a shape: PATTERN_ROWS random rows, repeated; the fixed row stands at every FIXED-th place. */
+static bool fill_x(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, scratch *t) {
+    size_t row = s->n_in, n = row * (rows < PATTERN_ROWS ? rows : PATTERN_ROWS), total = row * rows;
+    uint16_t *host = mp_alloc(n * sizeof *host);
+    if (!host) return CUDA_TRY(m->device, cudaErrorMemoryAllocation);
+    uint64_t state = 1;
+    for (size_t i = 0; i < n; i++) host[i] = i / row % FIXED == 0 && i >= row ? host[i % row] : random_bf16(&state);
+    mp_cu_device *d = m->device;
+    bool ok = CUDA_TRY(d, cudaMemcpyAsync(t->x, host, n * sizeof *host, cudaMemcpyHostToDevice, d->stream));
+    for (size_t done = n; ok && done < total;) {
+        size_t more = done < total - done ? done : total - done;
+        ok = CUDA_TRY(d, cudaMemcpyAsync((mp_bf16 *)t->x + done, t->x, more * sizeof(mp_bf16), cudaMemcpyDeviceToDevice,
+                                         d->stream));
+        done += more;
+    }
+    ok = ok && CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+    mp_free(host);
+    return ok;
+}
+
+/* Runs once with the first weights, and hashes what the fixed row gives at its first, a middle and its last place. */
+static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
+                           scratch *t, uint64_t *out) {
+    mp_cu_device *d = m->device;
+    call c;
+    size_t bytes = s->n_out * out_size(s->out);
+    const uint32_t last = (rows - 1) / FIXED, places[] = { 0, last / 2 * FIXED, last * FIXED };
+    for (int i = 0; i < 3; i++) {
+        bool ok = CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->out + places[i] * bytes, t->before, bytes,
+                                              cudaMemcpyHostToDevice, d->stream));
+        if (!ok) return false;
+    }
+    if (!describe(d, s, rows, &c) || !multiply(m, s, &c, algo, t->x, s->weights[0], t->out, d->stream)) return false;
+    uint64_t hash[3];
+    for (int i = 0; i < 3; i++) {
+        bool ok = CUDA_TRY(d, cudaMemcpyAsync(t->row, (uint8_t *)t->out + places[i] * bytes, bytes,
+                                              cudaMemcpyDeviceToHost, d->stream)) &&
+                  CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+        if (!ok) return false;
+        hash[i] = mp_hash64(0, t->row, bytes);
+    }
+    *out = hash[0] == hash[1] && hash[0] == hash[2] ? hash[0] : 0;
+    return true;
+}
+
+/* Time of one run in microseconds: n of them queued behind a write that empties the cache. */
+static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, call *c, const cublasLtMatmulAlgo_t *algo, uint32_t n,
+                      scratch *t, float *us) {
+    mp_cu_device *d = m->device;
+    bool ok = CUDA_TRY(d, cudaMemsetAsync(t->flush, 0, FLUSH, d->stream)) &&
+              CUDA_TRY(d, cudaEventRecord(t->start, d->stream));
+    for (uint32_t i = 0; ok && i < n; i++) {
+        ok = multiply(m, s, c, algo, t->x, s->weights[(i + 1) % s->n_weights], t->out, d->stream);
+    }
+    float ms;
+    ok = ok && CUDA_TRY(d, cudaEventRecord(t->stop, d->stream)) && CUDA_TRY(d, cudaEventSynchronize(t->stop)) &&
+         CUDA_TRY(d, cudaEventElapsedTime(&ms, t->start, t->stop));
+    if (ok) *us = ms * 1000.0f / (float)n;
+    return ok;
+}
+
+/* A candidate far behind the best so far is timed once only. */
+static bool time_candidate(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, candidate *c, float best, scratch *t) {
+    call k;
+    if (!describe(m->device, s, rows, &k) || !time_runs(m, s, &k, &c->algo, 1, t, &c->us)) return false;
+    if (best > 0 && c->us > 1.5f * best) return true;
+    uint32_t n = c->us < 100 ? 8 : c->us < 500 ? 3 : 1;
+    for (int i = 0; i < 2; i++) {
+        float us;
+        if (!time_runs(m, s, &k, &c->algo, n, t, &us)) return false;
+        if (i == 0 || us < c->us) c->us = us;
+    }
+    return true;
+}
+
+/* An algorithm that has no such attribute does not split, or its bits will tell. */
+static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
+    int32_t parts = 1;
+    size_t written;
+    cublasStatus_t status =
+        cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts, sizeof parts, &written);
+    return status == CUBLAS_STATUS_SUCCESS && parts > 1;
+}
+
+static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scratch *t) {
+    mp_cu_device *d = m->device;
+    const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE, align = 16;
+    cublasLtMatmulPreferenceOpaque_t wish;
+    cublasLtMatmulHeuristicResult_t found[MAX_CANDIDATES];
+    call c;
+    int n = 0;
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t name;
+        const void *value;
+        size_t size;
+    } wishes[] = {
+        { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE, sizeof WORKSPACE },
+        { CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_reduction, sizeof no_reduction },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align, sizeof align },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align, sizeof align },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align, sizeof align },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align, sizeof align },
+    };
+    bool ok = describe(d, s, b->rows, &c) && CUBLAS_TRY(d, cublasLtMatmulPreferenceInit(&wish));
+    for (size_t i = 0; ok && i < sizeof wishes / sizeof *wishes; i++) {
+        ok =
+            CUBLAS_TRY(d, cublasLtMatmulPreferenceSetAttribute(&wish, wishes[i].name, wishes[i].value, wishes[i].size));
+    }
+    if (!ok) return false;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &wish,
+                                                           MAX_CANDIDATES, found, &n);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED)
+        n = 0; /* choose says it better */
+    else
+        ok = CUBLAS_TRY(d, status);
+    float best = 0;
+    for (int i = 0; ok && i < n; i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits_k(&found[i].algo)) continue;
+        candidate *k = &b->candidates[b->n_candidates];
+        *k = (candidate){ .algo = found[i].algo };
+        ok = hash_fixed_row(m, s, b->rows, &k->algo, t, &k->hash) && time_candidate(m, s, b->rows, k, best, t);
+        if (best == 0 || k->us < best) best = k->us;
+        b->n_candidates++;
+    }
+    return ok;
+}
+
+/* ---- Choosing ---------------------------------------------------------------------------------------------------- */
+
+static const candidate *fastest(const bucket *b, uint64_t hash) {
+    const candidate *best = NULL;
+    for (uint32_t i = 0; i < b->n_candidates; i++) {
+        const candidate *k = &b->candidates[i];
+        if ((hash == 0 || k->hash == hash) && (!best || k->us < best->us)) best = k;
+    }
+    return best;
+}
+
+/* The bits that most buckets can have. 0: there are none. */
+static uint64_t common_hash(const scratch *t, uint32_t n_buckets) {
+    uint64_t best = 0;
+    uint32_t most = 0;
+    for (uint32_t b = 0; b < n_buckets; b++) {
+        for (uint32_t i = 0; i < t->buckets[b].n_candidates; i++) {
+            uint64_t hash = t->buckets[b].candidates[i].hash;
+            uint32_t n = 0;
+            if (hash == 0 || hash == best) continue;
+            for (uint32_t c = 0; c < n_buckets; c++) n += fastest(&t->buckets[c], hash) != NULL;
+            if (n <= most) continue;
+            most = n;
+            best = hash;
+        }
+    }
+    return best;
+}
+
+/* An algorithm of another bucket that gives `hash` here as well: nearest first. NULL: none. */
+static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t b, uint64_t hash,
+                               scratch *t) {
+    for (uint32_t away = 1; away < n_buckets; away++) {
+        for (int side = 0; side < 2; side++) {
+            uint32_t other = side ? b + away : b - away; /* wraps below 0 */
+            const candidate *k = other < n_buckets ? fastest(&t->buckets[other], hash) : NULL;
+            call c;
+            cublasLtMatmulHeuristicResult_t result;
+            uint64_t here = 0;
+            if (!k || !describe(m->device, s, t->buckets[b].rows, &c)) continue;
+            if (cublasLtMatmulAlgoCheck(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &k->algo, &result) !=
+                    CUBLAS_STATUS_SUCCESS ||
+                result.workspaceSize > WORKSPACE) {
+                continue;
+            }
+            if (hash_fixed_row(m, s, t->buckets[b].rows, &k->algo, t, &here) && here == hash) return k;
+        }
+    }
+    return NULL;
+}
+
+static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log *log, mepic_error *err) {
+    const mp_cu_shape *s = &p->shape;
+    uint64_t hash = common_hash(t, p->n_buckets);
+    for (uint32_t i = 0; i < p->n_buckets; i++) {
+        const bucket *b = &t->buckets[i];
+        const candidate *k = hash ? fastest(b, hash) : NULL;
+        if (!k && hash) k = borrow(m, s, p->n_buckets, i, hash, t);
+        if (!k) {
+            k = fastest(b, 0);
+            m->same_bits = false;
+            mp_log_write(log, MEPIC_LOG_WARN,
+                         "the product %s of %u rows has no algorithm whose bits are those of other numbers of rows",
+                         s->name, b->rows);
+        }
+        if (!k) {
+            return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                           "cuBLASLt has no algorithm for the product %s, %u rows by [%u, %u], on device %d (%s)",
+                           s->name, b->rows, s->n_out, s->n_in, m->device->id, m->device->name);
+        }
+        uint32_t differ = 0;
+        for (uint32_t c = 0; c < b->n_candidates; c++) differ += b->candidates[c].hash != hash;
+        p->buckets[i].algo = k->algo;
+        p->buckets[i].measured =
+            (mp_cu_measured){ .rows = b->rows, .n_candidates = b->n_candidates, .n_differ = differ, .us = k->us };
+    }
+    return MEPIC_OK;
+}
+
+/* ---- Open and close ---------------------------------------------------------------------------------------------- */
+
+static uint32_t most_rows(const mp_cu_shape *s) {
+    uint32_t rows = mp_cu_bucket(s->max_rows ? s->max_rows : 1);
+    return rows < MAX_MEASURED ? rows : MAX_MEASURED;
+}
+
+static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, product *p, scratch *t, const mp_log *log,
+                                 mepic_error *err) {
+    mp_cu_device *d = m->device;
+    p->shape = *shape;
+    p->n_buckets = bucket_index(most_rows(shape)) + 1;
+    bool ok = fill_x(m, shape, most_rows(shape), t);
+    uint32_t rows = 1;
+    for (uint32_t b = 0; ok && b < p->n_buckets; b++, rows = mp_cu_bucket(rows + 1)) {
+        t->buckets[b].rows = rows;
+        t->buckets[b].n_candidates = 0;
+        ok = measure_bucket(m, shape, &t->buckets[b], t);
+    }
+    if (!ok) return mp_cu_status(d, err);
+    mepic_status status = choose(m, p, t, log, err);
+    p->shape.weights = NULL; /* were lent for measuring */
+    return status != MEPIC_OK ? status : mp_cu_status(d, err);
+}
+
+static void close_scratch(mp_cu_device *d, scratch *t) {
+    if (t->start) cudaEventDestroy(t->start);
+    if (t->stop) cudaEventDestroy(t->stop);
+    mp_cu_drop(d, t->x);
+    mp_cu_drop(d, t->out);
+    mp_cu_drop(d, t->flush);
+    mp_free(t->row);
+    mp_free(t->before);
+    mp_free(t);
+}
+
+static mepic_status open_scratch(mp_cu_device *d, const mp_cu_shape *shapes, uint32_t n, scratch **out,
+                                 mepic_error *err) {
+    size_t x = 0, y = 0, row = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const mp_cu_shape *s = &shapes[i];
+        size_t bytes = s->n_out * out_size(s->out);
+        if (most_rows(s) * (size_t)s->n_in * sizeof(mp_bf16) > x) x = most_rows(s) * (size_t)s->n_in * sizeof(mp_bf16);
+        if (most_rows(s) * bytes > y) y = most_rows(s) * bytes;
+        if (bytes > row) row = bytes;
+    }
+    scratch *t = mp_calloc(1, sizeof *t);
+    if (!t) return mp_fail_nomem(err, "what measures products", sizeof *t);
+    mepic_status status = MEPIC_OK;
+    t->row = mp_alloc(row);
+    t->before = mp_calloc(1, row);
+    if (!t->row || !t->before) status = mp_fail_nomem(err, "what measures products", 2 * row);
+    for (size_t i = 0; t->before && i + 1 < row; i += 2) t->before[i + 1] = (uint8_t)(i / 2 % 7 == 0 ? 0x3f : 0xbe);
+    if (status == MEPIC_OK) status = mp_cu_take(d, x, "measuring products (their inputs)", &t->x, err);
+    if (status == MEPIC_OK) status = mp_cu_take(d, y, "measuring products (their results)", &t->out, err);
+    if (status == MEPIC_OK) status = mp_cu_take(d, FLUSH, "measuring products", &t->flush, err);
+    if (status == MEPIC_OK && (!CUDA_TRY(d, cudaMemsetAsync(t->out, 0, y, d->stream)) ||
+                               !CUDA_TRY(d, cudaEventCreate(&t->start)) || !CUDA_TRY(d, cudaEventCreate(&t->stop)))) {
+        status = mp_cu_status(d, err);
+    }
+    if (status != MEPIC_OK) {
+        close_scratch(d, t);
+        return status;
+    }
+    *out = t;
+    return MEPIC_OK;
+}
+
+mepic_status mp_cu_matmul_open(mp_cu_device *device, const mp_cu_shape *shapes, uint32_t n_shapes, const mp_log *log,
+                               mp_cu_matmul **out, mepic_error *err) {
+    scratch *t = NULL;
+    mp_cu_matmul *m = mp_calloc(1, sizeof *m);
+    if (!m) return mp_fail_nomem(err, "matrix products", sizeof *m);
+    mepic_status status = MEPIC_OK;
+    m->device = device;
+    m->same_bits = true;
+    m->n_products = n_shapes;
+    m->products = mp_calloc(n_shapes, sizeof *m->products);
+    if (!m->products) {
+        status = mp_fail_nomem(err, "the table of products", n_shapes * sizeof *m->products);
+        goto fail;
+    }
+    if (!CUDA_TRY(device, cudaSetDevice(device->id)) || !CUBLAS_TRY(device, cublasLtCreate(&m->handle))) {
+        m->handle = NULL;
+        status = mp_cu_status(device, err);
+        goto fail;
+    }
+    if ((status = mp_cu_take(device, WORKSPACE, "products' workspace", &m->workspace, err)) != MEPIC_OK) goto fail;
+    if ((status = open_scratch(device, shapes, n_shapes, &t, err)) != MEPIC_OK) goto fail;
+    for (uint32_t i = 0; i < n_shapes; i++) {
+        mp_log_progress(log, "measuring products", i, n_shapes);
+        if ((status = open_product(m, &shapes[i], &m->products[i], t, log, err)) != MEPIC_OK) goto fail;
+    }
+    mp_log_progress(log, "measuring products", n_shapes, n_shapes);
+    close_scratch(device, t);
+    *out = m;
+    return MEPIC_OK;
+fail:
+    if (t) close_scratch(device, t);
+    mp_cu_matmul_close(m);
+    return status;
+}
+
+void mp_cu_matmul_close(mp_cu_matmul *m) {
+    if (!m) return;
+    if (m->handle) cublasLtDestroy(m->handle);
+    if (m->workspace) mp_cu_drop(m->device, m->workspace);
+    mp_free(m->products);
+    mp_free(m);
+}
+
+bool mp_cu_matmul_same_bits(const mp_cu_matmul *m) {
+    return m->same_bits;
+}
+
+bool mp_cu_matmul_measured(const mp_cu_matmul *m, uint32_t i, uint32_t b, mp_cu_measured *out) {
+    if (i >= m->n_products || b >= m->products[i].n_buckets) return false;
+    *out = m->products[i].buckets[b].measured;
+    return true;
+}

@@ -1,0 +1,60 @@
+/* Matrix products by cuBLASLt: out[r, n] = sum over k of x[r, k] * w[n, k]; w bf16 [n_out, n_in], x bf16 [rows, n_in].
+ *
+ * Same bits. The sum over k of one output must not depend on how many rows there are, so only algorithms that do not
+ * split K are taken; for those the order along k is that of the tensor cores, whatever the tile. That is measured, not
+ * promised by the library: at open every candidate's result for one fixed row, standing in several places, is compared
+ * bit by bit, and an algorithm that differs from the others of its shape is not taken. `same_bits` says whether all
+ * that were taken agree.
+ *
+ * Which algorithm is fastest depends on the shape and the number of rows, so each shape is measured at open for every
+ * row bucket, with weights that come from memory as in a step. A run allocates nothing and may be captured in a graph.
+ * Owned by the backend; one thread. */
+#ifndef MEPIC_BACKEND_CUDA_MATMUL_H
+#define MEPIC_BACKEND_CUDA_MATMUL_H
+
+#include "backend/cuda/device.h"
+#include "backend/cuda/kernels.h"
+#include "base/log.h"
+
+typedef enum mp_cu_out {
+    MP_CU_OUT_BF16,    /* out bf16 [rows, n_out], rounded once */
+    MP_CU_OUT_F32,     /* out fp32 */
+    MP_CU_OUT_ADD_F32, /* out fp32 += */
+} mp_cu_out;
+
+typedef struct mp_cu_shape {
+    const char *name;              /* "gate, up": for messages; borrowed */
+    uint32_t n_out, n_in;          /* n_in a multiple of 8 */
+    mp_cu_out out;
+    uint32_t max_rows;
+    const mp_bf16 *const *weights; /* [n_weights] of all layers, measured with in turn. Borrowed for open */
+    uint32_t n_weights;
+} mp_cu_shape;
+
+/* Row buckets: 1, 2, 4, 8, 16, 32, 64, and from there a power of two or 1.5 times one. The least one >= n_rows > 0. */
+uint32_t mp_cu_bucket(uint32_t n_rows);
+
+typedef struct mp_cu_matmul mp_cu_matmul;
+
+/* Measures: about a second for the shapes of a model. ERR_NOMEM, ERR_UNSUPPORTED, ERR_BROKEN. */
+mepic_status mp_cu_matmul_open(mp_cu_device *device, const mp_cu_shape *shapes, uint32_t n_shapes, const mp_log *log,
+                               mp_cu_matmul **out, mepic_error *err);
+void mp_cu_matmul_close(mp_cu_matmul *m); /* NULL is a no-op; before the device's */
+
+/* The product of shape i (as given to open) for n_rows <= max_rows, by the algorithm of their bucket; n_rows need not
+ * be the bucket's. x, w and out start at multiples of 16 bytes. What goes wrong is noted in the device; false then. */
+bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out,
+                      cudaStream_t stream);
+
+/* Whether the results of all algorithms in use agree for each shape, bit by bit. */
+bool mp_cu_matmul_same_bits(const mp_cu_matmul *m);
+
+/* What was measured, for benchmarks: candidates tried and time of the one taken, for the b-th bucket of shape i. False
+ * at the end. */
+typedef struct mp_cu_measured {
+    uint32_t rows, n_candidates, n_differ; /* n_differ: candidates not taken for other bits */
+    float us;
+} mp_cu_measured;
+bool mp_cu_matmul_measured(const mp_cu_matmul *m, uint32_t i, uint32_t b, mp_cu_measured *out);
+
+#endif

@@ -1,0 +1,184 @@
+/* backend/cuda/matmul: products against double, and the bits of a row for every number of rows. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+
+#include "backend/cuda/matmul.h"
+#include "model/dtype.h"
+#include "support/gpu.h"
+#include "support/random.h"
+
+static rng random_numbers;
+static mp_cu_device device;
+
+static float real(float low, float high) {
+    return low + (high - low) * (float)(rng_next(&random_numbers) >> 40) / (float)(1 << 24);
+}
+
+static uint16_t *random_bf16(size_t n, float most) {
+    uint16_t *x = malloc(n * sizeof *x);
+    assert_non_null(x);
+    for (size_t i = 0; i < n; i++) x[i] = mp_f32_to_bf16(real(-most, most));
+    return x;
+}
+
+static void ok(mepic_status status, const mepic_error *err) {
+    if (status != MEPIC_OK) fail_msg("%s", err->message);
+}
+
+static void buckets(void **state) {
+    (void)state;
+    static const uint32_t want[] = { 1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048 };
+    uint32_t i = 0;
+    for (uint32_t n = 1; n <= 2048; n++) {
+        while (want[i] < n) i++;
+        assert_int_equal(mp_cu_bucket(n), want[i]);
+    }
+    assert_int_equal(mp_cu_bucket(8192), 8192);
+    assert_int_equal(mp_cu_bucket(6145), 8192);
+}
+
+enum { MAX_ROWS = 600 };
+
+typedef struct product_case {
+    mp_cu_shape shape;
+    uint16_t *x, *w; /* host */
+    mp_bf16 *dx, *dw;
+    const mp_bf16 *weights[1];
+    void *out;
+    uint8_t *before; /* host: what out holds before a product */
+    size_t row_bytes;
+} product_case;
+
+static void make_case(product_case *p, uint32_t n_out, uint32_t n_in, mp_cu_out out) {
+    *p = (product_case){ .x = random_bf16((size_t)MAX_ROWS * n_in, 1), .w = random_bf16((size_t)n_out * n_in, 1) };
+    p->dx = gpu_put(p->x, (size_t)MAX_ROWS * n_in * 2);
+    p->dw = gpu_put(p->w, (size_t)n_out * n_in * 2);
+    p->weights[0] = p->dw;
+    p->row_bytes = n_out * (out == MP_CU_OUT_BF16 ? sizeof(mp_bf16) : sizeof(float));
+    p->out = gpu_new((MAX_ROWS + 1) * p->row_bytes, 0xff);
+    p->before = malloc((MAX_ROWS + 1) * p->row_bytes);
+    assert_non_null(p->before);
+    memset(p->before, 0xff, (MAX_ROWS + 1) * p->row_bytes);
+    for (size_t i = 0; out == MP_CU_OUT_ADD_F32 && i < (size_t)MAX_ROWS * n_out; i++) {
+        float f = real(-100, 100);
+        memcpy(p->before + i * sizeof f, &f, sizeof f);
+    }
+    p->shape = (mp_cu_shape){ .name = "test",
+                              .n_out = n_out,
+                              .n_in = n_in,
+                              .out = out,
+                              .max_rows = MAX_ROWS,
+                              .weights = p->weights,
+                              .n_weights = 1 };
+}
+
+static void free_case(product_case *p) {
+    free(p->x);
+    free(p->w);
+    free(p->before);
+    gpu_free(p->dx);
+    gpu_free(p->dw);
+    gpu_free(p->out);
+}
+
+/* Rows [first, first + n) of x, with what was before; a host copy of the whole out. */
+static uint8_t *run_case(mp_cu_matmul *m, uint32_t i, const product_case *p, uint32_t first, uint32_t n) {
+    size_t bytes = (MAX_ROWS + 1) * p->row_bytes, lead = first * p->row_bytes;
+    GPU(cudaMemset(p->out, 0xff, bytes));
+    GPU(cudaMemcpy(p->out, p->before + lead, n * p->row_bytes, cudaMemcpyHostToDevice));
+    GPU(cudaDeviceSynchronize()); /* the product's stream does not wait for this one */
+    assert_true(mp_cu_matmul_run(m, i, n, p->dx + (size_t)first * p->shape.n_in, p->dw, p->out, device.stream));
+    GPU(cudaDeviceSynchronize());
+    return gpu_get(p->out, bytes);
+}
+
+static void check_value(const product_case *p, const uint8_t *out, uint32_t r, uint32_t n) {
+    const mp_cu_shape *s = &p->shape;
+    double sum = 0, size = 0;
+    for (uint32_t k = 0; k < s->n_in; k++) {
+        double a = (double)mp_bf16_to_f32(p->x[(size_t)r * s->n_in + k]) *
+                   (double)mp_bf16_to_f32(p->w[(size_t)n * s->n_in + k]);
+        sum += a;
+        size += fabs(a);
+    }
+    float got, before = 0;
+    if (s->out == MP_CU_OUT_BF16) {
+        uint16_t bits;
+        memcpy(&bits, out + r * p->row_bytes + n * sizeof bits, sizeof bits);
+        got = mp_bf16_to_f32(bits);
+    } else {
+        memcpy(&got, out + r * p->row_bytes + n * sizeof got, sizeof got);
+    }
+    if (s->out == MP_CU_OUT_ADD_F32) memcpy(&before, p->before + r * p->row_bytes + n * sizeof got, sizeof got);
+    double want = sum + (double)before, bound = size * 0x1p-19 + fabs(want) * 0x1p-22;
+    if (s->out == MP_CU_OUT_BF16) bound += fabs(want) / 256;
+    if (!(fabs((double)got - want) <= bound)) {
+        fail_msg("[%u, %u] out %d, row %u output %u: %.9g, not %.9g", s->n_out, s->n_in, (int)s->out, r, n, (double)got,
+                 want);
+    }
+}
+
+static void products(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t n_out, n_in;
+        mp_cu_out out;
+    } shapes[] = {
+        { 1152, 896, MP_CU_OUT_BF16 },   { 9728, 896, MP_CU_OUT_BF16 }, { 896, 4864, MP_CU_OUT_ADD_F32 },
+        { 896, 896, MP_CU_OUT_ADD_F32 }, { 4096, 896, MP_CU_OUT_F32 },  { 299, 64, MP_CU_OUT_F32 },
+        { 128, 64, MP_CU_OUT_BF16 },     { 72, 200, MP_CU_OUT_BF16 },   { 6144, 4096, MP_CU_OUT_BF16 },
+    };
+    enum { N = sizeof shapes / sizeof *shapes };
+    product_case cases[N];
+    mp_cu_shape list[N];
+    for (uint32_t i = 0; i < N; i++) {
+        make_case(&cases[i], shapes[i].n_out, shapes[i].n_in, shapes[i].out);
+        list[i] = cases[i].shape;
+    }
+    mp_cu_matmul *m;
+    mepic_error err;
+    ok(mp_cu_matmul_open(&device, list, N, NULL, &m, &err), &err);
+    assert_true(mp_cu_matmul_same_bits(m));
+    for (uint32_t i = 0; i < N; i++) {
+        const product_case *p = &cases[i];
+        uint8_t *all = run_case(m, i, p, 0, MAX_ROWS);
+        for (int k = 0; k < 2000; k++) {
+            check_value(p, all, rng_below(&random_numbers, MAX_ROWS), rng_below(&random_numbers, p->shape.n_out));
+        }
+        static const uint32_t counts[] = { 1, 2, 3, 7, 8, 13, 16, 31, 64, 65, 100, 129, 200, 256, 300, 511, 513 };
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            uint32_t n = counts[c], first = rng_below(&random_numbers, MAX_ROWS - n);
+            uint8_t *some = run_case(m, i, p, first, n);
+            if (memcmp(some, all + first * p->row_bytes, n * p->row_bytes) != 0) {
+                fail_msg("[%u, %u]: rows %u to %u have other bits than among %d", p->shape.n_out, p->shape.n_in, first,
+                         first + n, MAX_ROWS);
+            }
+            for (size_t b = n * p->row_bytes; b < (n + 1) * p->row_bytes; b++) assert_int_equal(some[b], 0xff);
+            free(some);
+        }
+        free(all);
+    }
+    mp_cu_matmul_close(m);
+    for (uint32_t i = 0; i < N; i++) free_case(&cases[i]);
+}
+
+int main(void) {
+    random_numbers = rng_open(5);
+    const struct CMUnitTest anywhere[] = { cmocka_unit_test(buckets) };
+    int failed = cmocka_run_group_tests(anywhere, NULL, NULL);
+    if (failed || mp_cu_device_count() == 0) return failed ? failed : 77;
+    mepic_error err;
+    if (mp_cu_device_open(0, &device, &err) != MEPIC_OK) {
+        printf("%s\n", err.message);
+        return 1;
+    }
+    const struct CMUnitTest tests[] = { cmocka_unit_test(products) };
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    mp_cu_device_close(&device);
+    return failed;
+}
