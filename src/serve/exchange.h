@@ -13,6 +13,7 @@
 #include "serve/dialect.h"
 #include "serve/loop.h"
 #include "serve/server.h"
+#include "serve/watch.h"
 
 typedef struct mp_exchange mp_exchange;
 
@@ -37,6 +38,7 @@ struct mp_server {
     mepic_model_info info;
     struct MHD_Daemon *daemon;
     mp_loop *loop;
+    mp_watch *watch;
     int listener, event_fd;
     uint16_t port;
     bool draining; /* under lock */
@@ -51,10 +53,13 @@ uint64_t mp_server_next_id(mp_server *server);
 struct mp_exchange {
     mp_server *server;
     struct MHD_Connection *connection;
+    mp_watched *watched;     /* of the connection */
+    uint64_t begun_ns;       /* when the headers were there */
     const mp_route *route;   /* NULL: refused before one was found */
     const mp_key *key;       /* NULL: none was needed */
     const char *allow;       /* for the header of a 405 */
     mp_buf body;
+    uint64_t n_body;         /* bytes that came, kept or not */
     bool body_complete;      /* all bytes of the body came */
     mp_api_error refused;    /* status != 0: the answer when the body was swallowed */
     char request_id[136];
@@ -63,7 +68,7 @@ struct mp_exchange {
     mp_writer *writer;
     mp_buf taken, out;
     size_t out_sent;
-    bool streaming, ended;
+    bool streaming, ended, gone;
 };
 
 /* Answers with `body`, which is taken over. */

@@ -4,6 +4,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "base/clock.h"
+
 struct mp_feed_shared {
     atomic_uint references;
     mp_feed_reader reader;
@@ -11,6 +13,7 @@ struct mp_feed_shared {
     mp_buf events;
     uint32_t n_done;
     bool paused, poked, left;
+    uint64_t paused_ns; /* when */
     mp_api_error error;
 };
 
@@ -153,6 +156,7 @@ static mp_feed_state look(mp_feed *feed, mp_api_error *err) {
         return MP_FEED_POKED;
     }
     s->paused = true;
+    s->paused_ns = mp_now_ns();
     s->reader.pause(s->reader.connection);
     return MP_FEED_PAUSED;
 }
@@ -220,9 +224,10 @@ void mp_feed_leave(mp_feed *feed, mepic_engine *engine) {
     unlock_and_wake(s, true);
 }
 
-void mp_feed_poke(mp_feed *feed) {
+void mp_feed_poke_if_silent(mp_feed *feed, uint64_t now_ns, uint64_t silence_ns) {
     struct mp_feed_shared *s = feed->shared;
     pthread_mutex_lock(&s->lock);
-    s->poked = true;
-    unlock_and_wake(s, true);
+    bool silent = s->paused && now_ns >= s->paused_ns + silence_ns;
+    if (silent) s->poked = true;
+    unlock_and_wake(s, silent);
 }

@@ -7,7 +7,8 @@
  *     HTTP thread   open ... mp_loop_submit ... ready or take, paused in between ... leave
  *     loop          started ... push ... (each choice ends with a DONE event, or the feed fails as a whole)
  *
- * Both hold a reference. Any thread may call leave and poke. */
+ * Both hold a reference. Any thread may call leave and
+ * poke_if_silent. */
 #ifndef MEPIC_SERVE_FEED_H
 #define MEPIC_SERVE_FEED_H
 
@@ -95,7 +96,7 @@ bool mp_feed_event_next(const mp_buf *taken, size_t *offset, mp_feed_event *out)
 enum { MP_STATUS_CLIENT_GONE = 499 };
 /* The reader goes away: what runs is cancelled, what waits is forgotten. `engine` is the loop's. */
 void mp_feed_leave(mp_feed *feed, mepic_engine *engine);
-/* Wakes the reader although nothing came. */
-void mp_feed_poke(mp_feed *feed);
+/* Wakes a reader that has been paused for `silence_ns` although nothing came. */
+void mp_feed_poke_if_silent(mp_feed *feed, uint64_t now_ns, uint64_t silence_ns);
 
 #endif

@@ -6,8 +6,8 @@
 
 enum {
     OUT_MAX = 64 << 20,
-    STREAM_WAITING_MAX = 1 << 20, /* bytes of events that a slow reader may leave behind */
-    BODY_WAITING_MAX = 16 << 20,  /* nobody reads a body before its end: only this thread can be late */
+    STREAM_WAITING_MAX = 256 << 10, /* bytes of events that a slow reader may leave behind */
+    BODY_WAITING_MAX = 16 << 20,    /* nobody reads a body before its end: only this thread can be late */
     BODY_WAKE_AT = 64 << 10,
 };
 
@@ -62,7 +62,9 @@ static bool begin(mp_exchange *x, mp_api_error *err) {
         mp_generation_free(generation);
         return mp_refuse_engine(err, &why);
     }
-    return mp_loop_submit(server->loop, x->feed, err);
+    if (!mp_loop_submit(server->loop, x->feed, err)) return false;
+    mp_watch_feed(x->watched, x->feed);
+    return true;
 }
 
 /* ---- Events ------------------------------------------------------------------------------------------------------ */
@@ -110,7 +112,7 @@ static bool fill_stream(mp_exchange *x) {
         if (write_events(x)) return true;
         mp_refuse(&err, 500, "out_of_memory", NULL, "the reply was cancelled: out of memory");
         break;
-    case MP_FEED_FAILED: break;
+    case MP_FEED_FAILED: x->gone = err.status == MP_STATUS_CLIENT_GONE; break;
     case MP_FEED_END:
         x->ended = true;
         if (dialect->end(x->writer, &x->out)) return true;
@@ -118,7 +120,7 @@ static bool fill_stream(mp_exchange *x) {
         break;
     }
     x->ended = true;
-    dialect->fail(x->writer, &err, &x->out);
+    if (!x->gone) dialect->fail(x->writer, &err, &x->out);
     return true;
 }
 
@@ -126,6 +128,7 @@ static ssize_t read_stream(void *cls, uint64_t position, char *to, size_t max) {
     (void)position;
     mp_exchange *x = cls;
     while (x->out_sent == x->out.len) {
+        if (x->gone) return MHD_CONTENT_READER_END_WITH_ERROR;
         if (x->ended) return MHD_CONTENT_READER_END_OF_STREAM;
         if (!fill_stream(x)) return 0;
     }
@@ -155,6 +158,7 @@ enum MHD_Result mp_generate(mp_exchange *x) {
 }
 
 void mp_generate_end(mp_exchange *x) {
+    mp_watch_feed(x->watched, NULL);
     if (x->feed) mp_feed_leave(x->feed, x->server->options.engine);
     mp_feed_drop(x->feed);
     if (x->writer) x->route->dialect->close(x->writer);

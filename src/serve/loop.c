@@ -29,6 +29,8 @@ static void leave_seats(mp_loop *loop, const mp_feed *feed) {
     pthread_mutex_unlock(&loop->lock);
 }
 
+static void note_broken(mp_loop *loop, const mepic_error *err);
+
 static void link_feed(mp_loop *loop, mp_feed *feed) {
     feed->previous = NULL;
     feed->next = loop->live;
@@ -83,6 +85,7 @@ static void start_feed(mp_loop *loop, mp_feed *feed) {
     mp_feed_fail(feed, &why);
     cancel_choices(loop, feed);
     end_choices(loop, feed, feed->n_choices - i);
+    if (err.status == MEPIC_ERR_BROKEN) note_broken(loop, &err);
 }
 
 static void take_event(mp_loop *loop, const mepic_event *event) {

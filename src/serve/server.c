@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -19,9 +20,14 @@ enum {
     HEADERS_MAX = 64,
     PATH_BYTES_MAX = 1024,
     IDLE_SECONDS = 75,
+    BODY_BYTES_PER_SECOND = 1024,
+    KEEPALIVE_SECONDS = 30,
     FLUSH_SECONDS = 2,
     STREAM_BLOCK = 16 << 10,
+    SEND_BUFFER = 128 << 10, /* a socket's: what a slow reader may leave in the system, times two */
 };
+
+static const uint64_t SECOND = 1000000000, MILLISECOND = 1000000;
 
 /* ---- Answers ----------------------------------------------------------------------------------------------------- */
 
@@ -158,11 +164,19 @@ static void choose_request_id(mp_exchange *x) {
         mp_api_id(&x->server->api, "req-", mp_server_next_id(x->server), x->request_id, sizeof x->request_id);
 }
 
+static mp_watched *watched_of(struct MHD_Connection *connection) {
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    return info ? info->socket_context : NULL;
+}
+
 static mp_exchange *open_exchange(mp_server *server, struct MHD_Connection *connection) {
     mp_exchange *x = mp_calloc(1, sizeof *x);
     if (!x) return NULL;
     x->server = server;
     x->connection = connection;
+    x->begun_ns = mp_now_ns();
+    x->watched = watched_of(connection);
+    mp_watch_deadline(x->watched, x->begun_ns + server->options.body_ms * MILLISECOND);
     x->body.limit = server->options.max_body;
     pthread_mutex_lock(&server->lock);
     server->n_exchanges++;
@@ -184,6 +198,9 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         return too_large ? mp_exchange_refuse(x, &x->refused) : MHD_YES;
     }
     if (*n_bytes > 0) {
+        x->n_body += *n_bytes;
+        uint64_t patience = x->server->options.body_ms * MILLISECOND + x->n_body / BODY_BYTES_PER_SECOND * SECOND;
+        mp_watch_deadline(x->watched, x->begun_ns + patience);
         if (!x->refused.status && !mp_buf_append(&x->body, bytes, *n_bytes)) {
             mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
             mp_buf_clear(&x->body);
@@ -191,6 +208,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         *n_bytes = 0;
         return MHD_YES;
     }
+    if (!x->body_complete) mp_watch_deadline(x->watched, 0);
     x->body_complete = true;
     return x->refused.status ? mp_exchange_refuse(x, &x->refused) : x->route->handle(x);
 }
@@ -204,12 +222,38 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **st
     if (!x) return;
     *state = NULL;
     mp_generate_end(x);
+    mp_watch_deadline(x->watched, mp_now_ns() + IDLE_SECONDS * SECOND);
     mp_buf_clear(&x->body);
     mp_free(x);
     pthread_mutex_lock(&server->lock);
     server->n_exchanges--;
     pthread_cond_signal(&server->changed);
     pthread_mutex_unlock(&server->lock);
+}
+
+/* A client may read slowly, or vanish without a word. */
+static void prepare_socket(int fd) {
+    int send_buffer = SEND_BUFFER;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer);
+    int on = 1, idle = KEEPALIVE_SECONDS, interval = KEEPALIVE_SECONDS / 3, probes = 3;
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+}
+
+static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code) {
+    mp_server *server = cls;
+    if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
+        mp_watch_end(*context);
+        return;
+    }
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    prepare_socket(info->connect_fd);
+    mp_watched *watched = mp_watch_begin(server->watch, info->connect_fd);
+    mp_watch_deadline(watched, mp_now_ns() + server->options.header_ms * MILLISECOND);
+    *context = watched;
 }
 
 /* ---- The listener ------------------------------------------------------------------------------------------------ */
@@ -280,6 +324,9 @@ static void fill_defaults(mp_server *server) {
     if (!o->max_replies) o->max_replies = 1024;
     if (!o->max_connections) o->max_connections = 4096;
     if (!o->max_body) o->max_body = 8 << 20;
+    if (!o->silence_ms) o->silence_ms = 4000;
+    if (!o->header_ms) o->header_ms = 10000;
+    if (!o->body_ms) o->body_ms = 30000;
     if (!o->n_names) {
         o->names[0] = server->info.name;
         o->n_names = 1;
@@ -298,9 +345,10 @@ static void fill_defaults(mp_server *server) {
 static struct MHD_Daemon *start_daemon(mp_server *server) {
     return MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, server,
                             MHD_OPTION_LISTEN_SOCKET, server->listener, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
-                            server, MHD_OPTION_CONNECTION_LIMIT, (unsigned)server->options.max_connections,
-                            MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-                            (size_t)HEADER_BYTES_MAX, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+                            server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_CONNECTION_LIMIT,
+                            (unsigned)server->options.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
+                            (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX,
+                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
 }
 
 mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {
@@ -320,8 +368,14 @@ mepic_status mp_server_open(const mp_server_options *options, mp_server **out, m
     const mp_loop_options loop = {
         .max_choices = server->options.max_replies, .on_broken = note_event, .on_idle = note_event, .user = server
     };
+    const mp_watch_options watch = {
+        .engine = options->engine,
+        .max_connections = server->options.max_connections,
+        .silence_ms = server->options.silence_ms,
+    };
     mepic_status status = open_listener(server, err);
     if (status == MEPIC_OK) status = mp_loop_open(options->engine, &loop, &server->loop, err);
+    if (status == MEPIC_OK) status = mp_watch_open(&watch, &server->watch, err);
     if (status == MEPIC_OK) {
         server->daemon = start_daemon(server);
         if (!server->daemon) status = mp_fail(err, MEPIC_ERR_NOMEM, "the HTTP thread could not be started");
@@ -396,6 +450,7 @@ void mp_server_close(mp_server *server) {
         close(server->listener);
     }
     mp_loop_close(server->loop);
+    mp_watch_close(server->watch);
     if (server->event_fd >= 0) close(server->event_fd);
     pthread_cond_destroy(&server->changed);
     pthread_mutex_destroy(&server->lock);

@@ -22,6 +22,9 @@ typedef struct mp_server_options {
     uint32_t max_replies;     /* that wait or run; 0 = 1024. The engine's max_queued must not be less */
     uint32_t max_connections; /* 0 = 4096 */
     size_t max_body;          /* bytes; 0 = 8 MiB */
+    uint32_t silence_ms;      /* a stream that says nothing for so long gets a comment; 0 = 4000 */
+    uint32_t header_ms;       /* from the connection to the end of the first headers; 0 = 10000 */
+    uint32_t body_ms;         /* for a body, and a second more for each KiB of it that came; 0 = 30000 */
     mp_log log;               /* called on several threads */
 } mp_server_options;
 

@@ -19,10 +19,15 @@
 enum { PATIENCE_SECONDS = 60 };
 
 void http_open(http_client *c, uint16_t port) {
+    http_open_small(c, port, 0);
+}
+
+void http_open_small(http_client *c, uint16_t port, int receive_bytes) {
     *c = (http_client){ .fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0) };
     assert_true(c->fd >= 0);
     const struct timeval patience = { .tv_sec = PATIENCE_SECONDS };
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (receive_bytes) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
     const struct sockaddr_in address = { .sin_family = AF_INET,
                                          .sin_port = htons(port),
                                          .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -32,6 +37,7 @@ void http_open(http_client *c, uint16_t port) {
 void http_close(http_client *c) {
     close(c->fd);
     free(c->data);
+    free(c->decoded);
     *c = (http_client){ .fd = -1 };
 }
 
@@ -164,22 +170,28 @@ void http_reply_clear(http_reply *reply) {
     reply->body = NULL;
 }
 
+/* Chunks end anywhere, lines too: what was decoded and is no whole line yet is kept. */
 const char *http_read_line(http_client *c) {
-    /* A stream's lines never cross chunks here: each chunk is whole events, and this reads from one at a time. */
     static char line[65536];
-    static size_t left;
     for (;;) {
-        if (left == 0) left = begin_chunk(c);
-        if (left == 0) return NULL;
-        const char *end = memchr(c->data, '\n', left);
-        size_t n = end ? (size_t)(end - c->data) + 1 : left;
-        assert_true(n < sizeof line);
-        memcpy(line, c->data, n);
-        use_up(c, n);
-        left -= n;
-        if (left == 0) use_up(c, 2);
-        line[n - (end != NULL)] = 0;
-        if (line[0]) return line;
+        char *end = c->n_decoded > 0 ? memchr(c->decoded, '\n', c->n_decoded) : NULL;
+        if (end) {
+            size_t n = (size_t)(end - c->decoded) + 1;
+            assert_true(n < sizeof line);
+            memcpy(line, c->decoded, n - 1);
+            line[n - 1] = 0;
+            c->n_decoded -= n;
+            memmove(c->decoded, c->decoded + n, c->n_decoded);
+            if (n > 1) return line;
+            continue;
+        }
+        size_t n = begin_chunk(c);
+        if (n == 0) return NULL;
+        c->decoded = realloc(c->decoded, c->n_decoded + n);
+        assert_non_null(c->decoded);
+        memcpy(c->decoded + c->n_decoded, c->data, n);
+        c->n_decoded += n;
+        use_up(c, n + 2);
     }
 }
 

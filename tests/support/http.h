@@ -12,6 +12,8 @@ typedef struct http_client {
     int fd;
     char *data; /* what was read and not used yet, and room for more */
     size_t len, cap;
+    char *decoded; /* [n_decoded] of a chunked stream, not returned by http_read_line yet */
+    size_t n_decoded;
 } http_client;
 
 typedef struct http_reply {
@@ -22,6 +24,8 @@ typedef struct http_reply {
 } http_reply;
 
 void http_open(http_client *c, uint16_t port);
+/* With a receive buffer of so many bytes, for readers that fall behind; 0 = the system's. */
+void http_open_small(http_client *c, uint16_t port, int receive_bytes);
 void http_close(http_client *c);
 void http_send(http_client *c, const void *bytes, size_t n);
 void http_send_text(http_client *c, const char *text);

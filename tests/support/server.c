@@ -1,0 +1,134 @@
+#include "support/server.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "support/replies.h"
+
+mepic_engine *engine;
+mp_server *server;
+uint16_t port;
+
+mp_server_options default_options(void) {
+    return (mp_server_options){ .engine = engine, .names = { "tiny", "other" }, .n_names = 2, .max_replies = 16 };
+}
+
+void start(const mp_server_options *options) {
+    mepic_error err;
+    if (mp_server_open(options, &server, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    port = mp_server_port(server);
+}
+
+void stop(void) {
+    mp_server_close(server);
+    server = NULL;
+}
+
+int setup(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    engine = open_engine(&options);
+    const mp_server_options serve = default_options();
+    start(&serve);
+    return 0;
+}
+
+int teardown(void **state) {
+    (void)state;
+    stop();
+    mepic_engine_close(engine);
+    return 0;
+}
+
+const json_t *at(const json_t *root, const char *path) {
+    const json_t *value = root;
+    while (value && *path) {
+        char name[64];
+        size_t n = strcspn(path, "/");
+        snprintf(name, sizeof name, "%.*s", (int)n, path);
+        value = json_is_array(value) ? json_array_get(value, strtoul(name, NULL, 10)) : json_object_get(value, name);
+        path += n + (path[n] == '/');
+    }
+    return value;
+}
+
+const char *text_at(const json_t *root, const char *path) {
+    const json_t *value = at(root, path);
+    if (!json_is_string(value)) fail_msg("no string at %s in %s", path, json_dumps(root, 0));
+    return json_string_value(value);
+}
+
+json_int_t number_at(const json_t *root, const char *path) {
+    const json_t *value = at(root, path);
+    if (!json_is_integer(value)) fail_msg("no number at %s in %s", path, json_dumps(root, 0));
+    return json_integer_value(value);
+}
+
+void wait_until_idle(void) {
+    while (!mp_server_idle(server)) {
+        struct pollfd fd = { .fd = mp_server_event_fd(server), .events = POLLIN };
+        assert_int_equal(poll(&fd, 1, 60000), 1);
+        mp_server_event_take(server);
+    }
+}
+
+double metric(const char *line) {
+    http_reply reply;
+    assert_int_equal(http_ask(port, "GET", "/metrics", "", NULL, &reply), 200);
+    const char *found = strstr(reply.body, line);
+    if (!found) fail_msg("%s is not in:\n%s", line, reply.body);
+    double value = strtod(found + strlen(line), NULL);
+    http_reply_clear(&reply);
+    return value;
+}
+
+void read_stream(http_client *c, stream *s) {
+    memset(s, 0, sizeof *s);
+    for (const char *line = http_read_line(c); line; line = http_read_line(c)) {
+        if (line[0] == ':') {
+            s->n_comments++;
+            continue;
+        }
+        assert_true(strncmp(line, "data: ", 6) == 0);
+        assert_false(s->done);
+        if (strcmp(line + 6, "[DONE]") == 0) {
+            s->done = true;
+            continue;
+        }
+        json_decref(s->last);
+        s->last = json_loads(line + 6, JSON_ALLOW_NUL, NULL);
+        if (!s->last) fail_msg("not JSON: %s", line);
+        s->n_data++;
+        const json_t *piece = at(s->last, "choices/0/delta/content");
+        if (!piece) piece = at(s->last, "choices/0/text");
+        if (piece) {
+            size_t n = json_string_length(piece), room = sizeof s->text - s->text_len;
+            memcpy(s->text + s->text_len, json_string_value(piece), n < room ? n : room);
+            s->text_len += n < room ? n : room;
+        }
+    }
+}
+
+void open_stream(http_client *c, const char *path, const char *body) {
+    char head[4096], type[64] = "";
+    http_open(c, port);
+    http_send_request(c, "POST", path, "Connection: close\r\n", body);
+    assert_int_equal(http_read_head(c, head, sizeof head), 200);
+    http_header(head, "Content-Type", type, sizeof type);
+    assert_string_equal(type, "text/event-stream; charset=utf-8");
+}
+
+void ask_stream(const char *path, const char *body, stream *s) {
+    http_client c;
+    open_stream(&c, path, body);
+    read_stream(&c, s);
+    assert_true(s->done);
+    http_close(&c);
+}

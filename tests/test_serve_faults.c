@@ -1,0 +1,214 @@
+/* The server when something goes wrong: clients that leave, read slowly or never finish, an engine that breaks, and its
+ * own end. A reply here would take minutes; what ends it is what is tested. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <string.h>
+
+#include "engine/engine.h"
+#include "support/replies.h"
+#include "support/server.h"
+#include "support/tiny.h"
+
+#define LONG "\"max_tokens\":60000,\"ignore_eos\":true"
+static const char long_stream[] = "{\"prompt\":\"x\"," LONG ",\"stream\":true}";
+static const char long_body[] = "{\"prompt\":\"x\"," LONG "}";
+static const char aborted[] = "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} ";
+static const char referenced[] = "mepic:pages{model_name=\"tiny\",kind=\"referenced\"} ";
+
+static mepic_engine_options long_options(void) {
+    static const char *path;
+    if (!path) {
+        mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
+        spec.hp.n_ctx_train = 65536;
+        path = tiny_model_write(&spec);
+    }
+    mepic_engine_options options = tiny_options();
+    options.model_path = path;
+    options.context = 65536;
+    options.pages = 8300;
+    options.hash_logits = false;
+    return options;
+}
+
+static void open_long(const mp_server_options *given, uint32_t max_running) {
+    mepic_engine_options options = long_options();
+    options.max_running = max_running;
+    engine = open_engine(&options);
+    mp_server_options serve = given ? *given : default_options();
+    serve.engine = engine;
+    start(&serve);
+}
+
+static void close_long(void) {
+    stop();
+    mepic_engine_close(engine);
+}
+
+/* ---- Clients ----------------------------------------------------------------------------------------------------- */
+
+static void a_client_that_leaves_frees_its_pages(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    http_client streaming, waiting;
+    open_stream(&streaming, "/v1/completions", long_stream);
+    assert_non_null(http_read_line(&streaming));
+    http_open(&waiting, port);
+    http_send_request(&waiting, "POST", "/v1/completions", "", long_body);
+    http_close(&streaming);
+    http_close(&waiting);
+    wait_until_idle();
+    assert_true(metric(referenced) == 0.0);
+    assert_true(metric(aborted) >= 1.0); // the second may have gone before it was begun
+    json_decref(http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":2}", 200));
+    close_long();
+}
+
+/* One request runs, the other waits behind it: all it can hear is that it waits. */
+static void a_stream_without_events_says_so(void **state) {
+    (void)state;
+    mp_server_options options = default_options();
+    options.silence_ms = 1;
+    open_long(&options, 1);
+    http_client first, second;
+    open_stream(&first, "/v1/completions", long_stream);
+    open_stream(&second, "/v1/completions", "{\"prompt\":\"y\",\"max_tokens\":3,\"ignore_eos\":true,\"stream\":true}");
+    const char *line = http_read_line(&second);
+    assert_non_null(line);
+    assert_string_equal(line, ": waiting");
+    http_close(&first);
+    stream s;
+    read_stream(&second, &s);
+    assert_true(s.done);
+    json_decref(s.last);
+    http_close(&second);
+    close_long();
+}
+
+static void a_slow_reader_is_cancelled(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    http_client c;
+    http_open_small(&c, port, 4096);
+    http_send_request(&c, "POST", "/v1/completions", "Connection: close\r\n",
+                      "{\"prompt\":\"x\",\"logprobs\":20," LONG ",\"stream\":true}");
+    http_client other;
+    open_stream(&other, "/v1/completions", "{\"prompt\":\"y\",\"max_tokens\":20,\"ignore_eos\":true,\"stream\":true}");
+    stream s;
+    read_stream(&other, &s); // nobody waits for the slow one
+    assert_true(s.done);
+    json_decref(s.last);
+    http_close(&other);
+    wait_until_idle();
+    assert_true(metric(aborted) == 1.0);
+    assert_true(metric(referenced) == 0.0);
+    char head[4096];
+    assert_int_equal(http_read_head(&c, head, sizeof head), 200);
+    read_stream(&c, &s); // what was written before, and then the reason
+    assert_true(s.done);
+    assert_string_equal(text_at(s.last, "error/code"), "slow_reader");
+    json_decref(s.last);
+    http_close(&c);
+    close_long();
+}
+
+static void a_request_that_never_ends_is_cut_off(void **state) {
+    (void)state;
+    mp_server_options options = default_options();
+    options.header_ms = options.body_ms = 1;
+    options.silence_ms = 1; // the watch walks as often
+    open_long(&options, 8);
+    static const char *const beginnings[] = {
+        "",
+        "POST /v1/comp",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Le",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+    };
+    for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++) {
+        http_client c;
+        http_reply reply;
+        http_open(&c, port);
+        http_send_text(&c, beginnings[i]);
+        assert_false(http_read(&c, &reply));
+        http_close(&c);
+    }
+    close_long();
+}
+
+/* ---- The server -------------------------------------------------------------------------------------------------- */
+
+static void an_ending_server_says_why(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    http_client c;
+    open_stream(&c, "/v1/completions", long_stream);
+    assert_non_null(http_read_line(&c));
+    mp_server_drain(server);
+    json_t *refused = http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\"}", 503);
+    assert_string_equal(text_at(refused, "error/code"), "shutting_down");
+    json_decref(refused);
+    json_t *health = http_ask_json(port, "GET", "/health", NULL, 503);
+    assert_string_equal(text_at(health, "status"), "draining");
+    json_decref(health);
+    stop();
+    stream s;
+    read_stream(&c, &s);
+    assert_true(s.done);
+    assert_string_equal(text_at(s.last, "error/code"), "shutting_down");
+    json_decref(s.last);
+    http_close(&c);
+    mepic_engine_close(engine);
+}
+
+static void a_drained_server_lets_replies_end(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    http_client c;
+    open_stream(&c, "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":300,\"ignore_eos\":true,\"stream\":true}");
+    mp_server_drain(server);
+    stream s;
+    read_stream(&c, &s);
+    assert_true(s.done);
+    assert_string_equal(text_at(s.last, "choices/0/finish_reason"), "length");
+    json_decref(s.last);
+    http_close(&c);
+    wait_until_idle();
+    close_long();
+}
+
+static void a_broken_engine_is_told(void **state) {
+    (void)state;
+    const mepic_engine_options options = long_options();
+    engine = open_engine(&options);
+    mp_invariant(&engine->fault, false, "broken by the test");
+    mp_server_options serve = default_options();
+    start(&serve);
+    json_t *failed = http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\"}", 500);
+    assert_string_equal(text_at(failed, "error/code"), "engine_failed");
+    assert_non_null(strstr(text_at(failed, "error/message"), "broken by the test"));
+    json_decref(failed);
+    wait_until_idle();
+    assert_true(mp_server_broken(server));
+    json_t *health = http_ask_json(port, "GET", "/health", NULL, 503);
+    assert_string_equal(text_at(health, "status"), "broken");
+    json_decref(health);
+    json_decref(http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\"}", 500));
+    close_long();
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_client_that_leaves_frees_its_pages),
+        cmocka_unit_test(a_stream_without_events_says_so),
+        cmocka_unit_test(a_slow_reader_is_cancelled),
+        cmocka_unit_test(a_request_that_never_ends_is_cut_off),
+        cmocka_unit_test(an_ending_server_says_why),
+        cmocka_unit_test(a_drained_server_lets_replies_end),
+        cmocka_unit_test(a_broken_engine_is_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
