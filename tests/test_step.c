@@ -1,0 +1,216 @@
+/* schedule/step: whose rows a step has, and who gives way where there are too few rows or pages. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <string.h>
+
+#include "support/schedule.h"
+
+static void rows_come_in_the_order_of_the_rules(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 512);
+    config.n_canonical = 0;
+    config.step_tokens = 50;
+    open_bench(&config, &b);
+    static prompt p;
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 1, 20);
+    mp_request_spec spec = spec_of(&p);
+    spec.max_tokens = 100;
+    mp_request *decoding = submit(&b, &spec);
+    step(&b, NULL);
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 2, 30);
+    mp_request *oldest = submit(&b, &(mp_request_spec){ .tokens = p.tokens,
+                                                        .n_tokens = 30,
+                                                        .spans = p.spans,
+                                                        .n_spans = 1,
+                                                        .reuse = MEPIC_REUSE_NONE,
+                                                        .max_tokens = 100 });
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_CHUNK, 3, 90);
+    put_new(&p, MEPIC_TEXT, 4, 5);
+    spec = spec_of(&p);
+    submit(&b, &spec);
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 5, 60);
+    spec = spec_of(&p);
+    mp_request *newest = submit(&b, &spec);
+    const mp_step *s;
+    assert_int_equal(mp_scheduler_step(b.s, &s, NULL), MEPIC_OK);
+    assert_int_equal(s->n_rows, 50); /* 1 decode, 30 of the oldest, 19 of the job */
+    assert_ptr_equal(mp_scheduler_request(b.s, s->rows[0].seq), decoding);
+    assert_ptr_equal(mp_scheduler_request(b.s, s->rows[1].seq), oldest);
+    assert_ptr_equal(mp_scheduler_request(b.s, s->rows[30].seq), oldest);
+    assert_true(s->rows[30].logits && !s->rows[29].logits);
+    for (uint32_t i = 31; i < 50; i++) assert_null(mp_scheduler_request(b.s, s->rows[i].seq));
+    mp_scheduler_commit(b.s);
+    for (uint32_t i = 0; i < 2; i++) mp_scheduler_append(b.s, i ? oldest : decoding, 77);
+    assert_int_equal(mp_scheduler_step(b.s, &s, NULL), MEPIC_OK);
+    assert_ptr_equal(mp_scheduler_request(b.s, s->rows[0].seq), decoding);
+    assert_ptr_equal(mp_scheduler_request(b.s, s->rows[1].seq), oldest);
+    assert_null(mp_scheduler_request(b.s, s->rows[2].seq)); /* its owner is older than the newest */
+    mp_scheduler_commit(b.s);
+    for (uint32_t i = 0; i < 2; i++) mp_scheduler_append(b.s, i ? oldest : decoding, 77);
+    assert_int_equal(mp_scheduler_step(b.s, &s, NULL), MEPIC_OK); /* 2 decode, 23 of the job, 25 of the newest */
+    assert_int_equal(s->rows[49].position, 24);
+    assert_ptr_equal(mp_scheduler_request(b.s, s->rows[49].seq), newest);
+    mp_scheduler_commit(b.s);
+    mp_scheduler_close(b.s);
+}
+
+enum { N_TURNS = 7 };
+
+/* A step with a budget of few rows; which of the requests decoded. */
+static void note_turns(bench *b, mp_request *const *r, bool *decoded) {
+    const mp_step *s;
+    assert_int_equal(mp_scheduler_step(b->s, &s, NULL), MEPIC_OK);
+    assert_true(s->n_rows > 0);
+    memset(decoded, 0, N_TURNS * sizeof *decoded);
+    uint32_t oldest = 0; /* that may come next: a step's rows are in the order of age */
+    for (uint32_t i = 0; i < s->n_rows; i++) {
+        mp_request *owner = mp_scheduler_request(b->s, s->rows[i].seq);
+        for (uint32_t k = 0; owner && k < N_TURNS; k++) {
+            uint32_t n, n_prompt;
+            mp_request_tokens(r[k], &n, &n_prompt);
+            if (owner != r[k] || n == n_prompt) continue;
+            assert_true(k >= oldest);
+            decoded[k] = true;
+            oldest = k + 1;
+        }
+    }
+    uint32_t n_rows = s->n_rows;
+    mp_scheduler_commit(b->s);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        if (s->rows[i].logits) mp_scheduler_append(b->s, mp_scheduler_request(b->s, s->rows[i].seq), 77);
+    }
+    check(b);
+}
+
+/* Long replies on fewer rows than there are requests: prompts and jobs come to their end all the same, and then who
+ * decodes goes around. Without turns the oldest take every row until they end. */
+static void all_get_their_turn_when_decoding_takes_every_row(void **state) {
+    (void)state;
+    for (uint32_t budget = 1; budget <= N_TURNS + 1; budget++) {
+        bench b = { 0 };
+        mp_scheduler_config config = small(&b, 512);
+        config.step_tokens = budget;
+        open_bench(&config, &b);
+        static prompt p;
+        mp_request *r[N_TURNS];
+        for (uint32_t i = 0; i < N_TURNS; i++) {
+            p = (prompt){ 0 };
+            if (i == 4) put_new(&p, MEPIC_CHUNK, 50, 80);
+            put_new(&p, MEPIC_TEXT, 1 + (int32_t)i, 5 + 2 * i);
+            mp_request_spec spec = spec_of(&p);
+            spec.max_tokens = 1500;
+            r[i] = submit(&b, &spec);
+        }
+        bool decoded[N_TURNS];
+        uint32_t rows = budget < N_TURNS ? budget : N_TURNS, n_decoding = 0, n_counted = 0;
+        uint32_t turns[N_TURNS] = { 0 }, waited[N_TURNS] = { 0 };
+        for (uint32_t i = 0; n_counted < 10 * N_TURNS; i++) {
+            assert_true(i < 1400);
+            bool all = n_decoding == N_TURNS;
+            n_counted += all;
+            note_turns(&b, r, decoded);
+            n_decoding = 0;
+            for (uint32_t k = 0; k < N_TURNS; k++) {
+                uint32_t n, n_prompt;
+                mp_request_tokens(r[k], &n, &n_prompt);
+                n_decoding += n > n_prompt;
+                turns[k] += all && decoded[k];
+                waited[k] = n == n_prompt || decoded[k] ? 0 : waited[k] + 1;
+                assert_true(waited[k] <= N_TURNS / rows + 1); /* a round, and who joined it */
+            }
+        }
+        for (uint32_t k = 0; k < N_TURNS; k++) assert_int_equal(turns[k], 10 * rows);
+        mp_scheduler_close(b.s);
+    }
+}
+
+static void the_newest_is_preempted_and_comes_back(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 40);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    mp_request *requests[3];
+    for (int32_t i = 0; i < 3; i++) {
+        p = (prompt){ 0 };
+        put_new(&p, MEPIC_TEXT, 1 + i, 100);
+        mp_request_spec spec = spec_of(&p);
+        spec.max_tokens = 300;
+        requests[i] = submit(&b, &spec);
+    }
+    mepic_usage usage;
+    uint32_t preemptions = 0;
+    for (uint32_t n_steps = 0; mp_scheduler_busy(b.s); n_steps++) {
+        assert_true(n_steps < 2000);
+        mp_request_usage(requests[0], &usage);
+        assert_int_equal(usage.preemptions, 0);
+        if (usage.completion_tokens == 299) break;
+        step(&b, NULL);
+    }
+    for (uint32_t i = 1; i < 3; i++) {
+        mp_request_usage(requests[i], &usage);
+        preemptions += usage.preemptions;
+    }
+    assert_true(preemptions >= 2);
+    mp_request_usage(requests[1], &usage);
+    run_all(&b, &usage);
+    assert_int_equal(usage.completion_tokens, 300);
+    assert_int_equal(usage.computed_tokens, 100); /* the first admission's account */
+    mepic_stats stats;
+    mp_scheduler_stats(b.s, &stats);
+    assert_true(stats.preemptions >= preemptions);
+    everything_is_free_after_clear(&b);
+    mp_scheduler_close(b.s);
+}
+
+static void what_a_preemption_frees_is_not_given_to_the_queue(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 40);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    for (int32_t i = 0; i < 2; i++) {
+        p = (prompt){ 0 };
+        put_new(&p, MEPIC_TEXT, 1 + i, 200);
+        mp_request_spec spec = spec_of(&p);
+        spec.reuse = MEPIC_REUSE_NONE; /* leaves nothing in the cache */
+        spec.max_tokens = 300;
+        submit(&b, &spec);
+    }
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 9, 5);
+    mp_request_spec spec = spec_of(&p);
+    mepic_stats stats = { 0 };
+    for (uint32_t i = 0; stats.preemptions == 0; i++) {
+        mp_request *late = submit(&b, &spec);
+        step(&b, NULL);
+        mp_scheduler_stats(b.s, &stats);
+        if (stats.preemptions > 0) {
+            assert_int_equal(stats.queued, 2);
+            break;
+        }
+        mp_scheduler_finish(b.s, late);
+        assert_true(i < 300);
+    }
+    mp_scheduler_close(b.s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rows_come_in_the_order_of_the_rules),
+        cmocka_unit_test(all_get_their_turn_when_decoding_takes_every_row),
+        cmocka_unit_test(the_newest_is_preempted_and_comes_back),
+        cmocka_unit_test(what_a_preemption_frees_is_not_given_to_the_queue),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
