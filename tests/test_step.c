@@ -132,6 +132,33 @@ static void all_get_their_turn_when_decoding_takes_every_row(void **state) {
     }
 }
 
+/* One row a step, and the newest needs a page when there is none: it goes, and the row is another's. By the lengths it
+ * is now the older one that needs a page first, now the newer. */
+static void a_step_is_not_empty_where_the_newest_preempts_itself(void **state) {
+    (void)state;
+    for (uint32_t length = 1; length <= 2 * PAGE; length++) {
+        bench b = { 0 };
+        mp_scheduler_config config = small(&b, 10);
+        config.n_canonical = 0;
+        config.step_tokens = 1;
+        open_bench(&config, &b);
+        static prompt p;
+        for (uint32_t i = 0; i < 2; i++) {
+            p = (prompt){ 0 };
+            put_new(&p, MEPIC_TEXT, 1 + (int32_t)i, i ? length : PAGE);
+            mp_request_spec spec = spec_of(&p);
+            spec.reuse = MEPIC_REUSE_NONE;
+            spec.max_tokens = 100;
+            submit(&b, &spec);
+        }
+        while (mp_scheduler_busy(b.s)) assert_int_equal(step(&b, NULL), 1);
+        mepic_stats stats;
+        mp_scheduler_stats(b.s, &stats);
+        assert_true(stats.preemptions > 0);
+        mp_scheduler_close(b.s);
+    }
+}
+
 static void the_newest_is_preempted_and_comes_back(void **state) {
     (void)state;
     bench b = { 0 };
@@ -209,6 +236,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_come_in_the_order_of_the_rules),
         cmocka_unit_test(all_get_their_turn_when_decoding_takes_every_row),
+        cmocka_unit_test(a_step_is_not_empty_where_the_newest_preempts_itself),
         cmocka_unit_test(the_newest_is_preempted_and_comes_back),
         cmocka_unit_test(what_a_preemption_frees_is_not_given_to_the_queue),
     };

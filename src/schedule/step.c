@@ -105,13 +105,20 @@ static void give_turns(mp_scheduler *s) {
     }
 }
 
-static void decode(mp_scheduler *s) {
+/* False: the newest was preempted, or the scheduler is broken. */
+static bool take_turns(mp_scheduler *s) {
     give_turns(s);
     for (mp_request *r = s->running.first; r; r = r->next) {
         if (!r->has_turn) continue;
-        if (!has_page(s, r)) return; /* r was the last one, or the scheduler is broken */
+        if (!has_page(s, r)) return false; /* there is no r->next */
         add_request_rows(s, r, 1);
     }
+    return true;
+}
+
+/* Where only the newest had a turn, the next one gets it: the oldest always has a page. */
+static void decode(mp_scheduler *s) {
+    while (!take_turns(s) && s->step.n_rows == 0 && !s->fault->broken) continue;
 }
 
 static void prefill(mp_scheduler *s, mp_request *r) {
