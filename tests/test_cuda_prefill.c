@@ -1,0 +1,184 @@
+/* Prefill attention on a device: against double precision; the same bits however rows are cut into blocks, by the
+ * general kernel and by Hopper's. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+/* cmocka wants these before it. */
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "support/cuda_world.h"
+
+static uint32_t device_arch;
+
+typedef struct result {
+    uint16_t *out;
+    size_t bytes;
+} result;
+
+static result run(cuda_world *w, uint32_t block_rows, uint32_t arch) {
+    mp_cu_attend *a = cuda_world_attend(w);
+    a->arch = arch;
+    result r = { .bytes = (size_t)cuda_world_rows(w) * a->n_heads * a->head_dim * sizeof(uint16_t) };
+    r.out = malloc(r.bytes);
+    assert_non_null(r.out);
+    cuda_world_reblock(w, block_rows);
+    cuda_world_poison(w);
+    assert_int_equal(mp_cu_attend_prefill(a, 0), cudaSuccess);
+    cuda_world_read(w, r.out);
+    return r;
+}
+
+static void check_error(cuda_world *w, const result *r, const char *what) {
+    double worst, error = cuda_world_error(w, r->out, &worst);
+    const mp_cu_attend *a = cuda_world_attend(w);
+    print_message("%u/%u heads of %u, pages of %u, %s: error %.2e, worst row %.2e\n", a->n_heads, a->n_kv_heads,
+                  a->head_dim, a->page_size, what, error, worst);
+    /* Weights are bf16, cells are rounded to f16, turned queries and outputs to bf16. */
+    assert_true(error < 5e-3);
+    assert_true(worst < 3e-2);
+}
+
+static void check_same(const result *expected, result *r, const char *what) {
+    size_t n = expected->bytes / sizeof *expected->out, differ = 0;
+    for (size_t i = 0; i < n; i++) differ += expected->out[i] != r->out[i];
+    if (differ) print_message("%s: %zu of %zu outputs differ\n", what, differ, n);
+    assert_int_equal(differ, 0);
+    free(r->out);
+}
+
+static void check_world(const cuda_world_spec *spec) {
+    cuda_world *w;
+    cuda_world_open(spec, &w);
+    uint32_t most = mp_cu_attend_block_rows(spec->n_heads, spec->n_kv_heads);
+    assert_true(most * (spec->n_heads / spec->n_kv_heads) <= 128);
+    result general = run(w, most, 80), one = run(w, 1, 80), odd = run(w, most / 2 + 1, 80);
+    check_error(w, &general, "mma.sync");
+    check_same(&general, &one, "blocks of one row");
+    check_same(&general, &odd, "odd blocks");
+    if (device_arch == 90) {
+        uint32_t cuts[] = { most, 1, most / 2 + 1, most };
+        for (int i = 0; i < 4; i++) {
+            result hopper = run(w, cuts[i], 90);
+            if (i == 0) check_error(w, &hopper, "on Hopper");
+            check_same(&general, &hopper, "on Hopper");
+        }
+    }
+    free(general.out);
+    cuda_world_close(w);
+}
+
+static cuda_world_spec base_spec(uint32_t seed) {
+    return (cuda_world_spec){ .seed = seed,
+                              .n_heads = 8,
+                              .n_kv_heads = 2,
+                              .head_dim = 128,
+                              .page_size = 16,
+                              .n_pairs = 64,
+                              .halves = true,
+                              .n_sequences = 3,
+                              .seq_rows = 50,
+                              .private_tokens = 1500,
+                              .n_shared = 6,
+                              .n_refs = 4 };
+}
+
+static void test_head_dims(void **state) {
+    (void)state;
+    static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
+    for (uint32_t i = 0; i < 5; i++) {
+        cuda_world_spec spec = base_spec(100 + i);
+        spec.head_dim = dims[i];
+        spec.n_pairs = dims[i] / 2;
+        check_world(&spec);
+    }
+}
+
+static void test_groups(void **state) {
+    (void)state;
+    static const uint32_t groups[] = { 1, 2, 3, 7, 8, 16 };
+    for (uint32_t i = 0; i < 6; i++) {
+        for (uint32_t head_dim = 64; head_dim <= 128; head_dim += 64) {
+            cuda_world_spec spec = base_spec(200 + i);
+            spec.n_kv_heads = groups[i] > 3 ? 1 : 2;
+            spec.n_heads = spec.n_kv_heads * groups[i];
+            spec.head_dim = head_dim;
+            spec.n_pairs = head_dim / 2;
+            spec.private_tokens = 700;
+            check_world(&spec);
+        }
+    }
+}
+
+/* More rows than a block has, no holes: most stages are seen whole. */
+static void test_plain(void **state) {
+    (void)state;
+    for (uint32_t head_dim = 64; head_dim <= 128; head_dim += 64) {
+        cuda_world_spec spec = base_spec(300);
+        spec.head_dim = head_dim;
+        spec.n_pairs = head_dim / 2;
+        spec.plain = true;
+        spec.seq_rows = 300;
+        spec.private_tokens = 3000;
+        spec.n_sequences = 2;
+        check_world(&spec);
+    }
+}
+
+static void test_pages_and_pairs(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t page_size, n_pairs, cell_tokens;
+        bool halves;
+        float magnitude;
+    } cases[] = { { 32, 32, 0, false, 1.0f },
+                  { 64, 20, 0, true, 0.8f },
+                  { 128, 64, 0, false, 1.2f },
+                  { 48, 16, 0, true, 1.0f },
+                  { 16, 64, 100, true, 1.0f } };
+    for (uint32_t i = 0; i < 5; i++) {
+        cuda_world_spec spec = base_spec(400 + i);
+        spec.page_size = cases[i].page_size;
+        spec.n_pairs = cases[i].n_pairs;
+        spec.halves = cases[i].halves;
+        spec.magnitude = cases[i].magnitude;
+        spec.cell_tokens = cases[i].cell_tokens;
+        check_world(&spec);
+    }
+}
+
+/* No blocks at all, and more thread blocks than units. */
+static void test_nothing(void **state) {
+    (void)state;
+    cuda_world_spec spec = base_spec(500);
+    cuda_world *w;
+    cuda_world_open(&spec, &w);
+    result r = run(w, 8, device_arch);
+    mp_cu_attend *a = cuda_world_attend(w);
+    mp_cu_counts counts = { .n_rows = cuda_world_rows(w) };
+    assert_int_equal(cudaMemcpy(a->work.counts, &counts, sizeof counts, cudaMemcpyHostToDevice), cudaSuccess);
+    for (uint32_t arch = 80; arch <= device_arch; arch += 10) {
+        a->arch = arch;
+        cuda_world_poison(w);
+        assert_int_equal(mp_cu_attend_prefill(a, 0), cudaSuccess);
+        cuda_world_read(w, r.out);
+        for (size_t i = 0; i < r.bytes / 2; i++) assert_int_equal(r.out[i], 0xffff);
+    }
+    free(r.out);
+    cuda_world_close(w);
+}
+
+int main(void) {
+    if (!cuda_world_device(&device_arch)) {
+        printf("skipped: no CUDA device of compute capability 8.0 or more\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_head_dims),       cmocka_unit_test(test_groups),  cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_pages_and_pairs), cmocka_unit_test(test_nothing),
+    };
+    return cmocka_run_group_tests_name("cuda_prefill", tests, NULL, NULL);
+}
