@@ -123,9 +123,10 @@ static void a_request_that_never_ends_is_cut_off(void **state) {
     static const char *const beginnings[] = {
         "",
         "POST /v1/comp",
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Le",
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le",
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        "10\r\n\r\n{",
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         "Transfer-Encoding: chunked\r\n\r\n5\r\n{",
     };
     for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++) {

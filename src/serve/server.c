@@ -109,9 +109,35 @@ static bool check_framing(mp_exchange *x, mp_api_error *err) {
                          "the request gives its length more than once (Content-Length, Transfer-Encoding)");
     }
     const char *length = header(x->connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
-    if (length && strlen(length) < 19 && strtoull(length, NULL, 10) > x->body.limit) {
-        return mp_refuse(err, 413, "body_too_large", NULL, "the body has %s bytes; at most %zu", length, x->body.limit);
+    if (length && (strlen(length) > 18 || strtoull(length, NULL, 10) > x->body.limit)) {
+        return mp_refuse(err, 413, "body_too_large", NULL, "the body has %.40s bytes; at most %zu", length,
+                         x->body.limit);
     }
+    const char *transfer = header(x->connection, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    if (transfer && strcasecmp(transfer, "chunked") != 0) {
+        return mp_refuse(err, 400, "transfer_encoding", NULL, "Transfer-Encoding '%.40s' is not taken", transfer);
+    }
+    return true;
+}
+
+/* Without keys, being on this machine is what lets a client in. A web page elsewhere that has its own name point here
+ * would be let in with its reader's browser, but for the name it sends. */
+static bool check_host(const mp_exchange *x, mp_api_error *err) {
+    const mp_server_options *o = &x->server->options;
+    const char *given = header(x->connection, MHD_HTTP_HEADER_HOST);
+    if (o->keys || o->allow_open || !given) return true;
+    char host[80];
+    bool bracket = given[0] == '[';
+    snprintf(host, sizeof host, "%.*s", (int)strcspn(given + bracket, bracket ? "]" : ":"), given + bracket);
+    unsigned char address[16];
+    if (strcasecmp(host, "localhost") == 0 || inet_pton(bracket ? AF_INET6 : AF_INET, host, address) == 1) return true;
+    return mp_refuse(err, 403, "host", NULL,
+                     "the name '%.60s' in the header Host is not this machine's; without API keys only localhost and "
+                     "addresses are taken",
+                     host);
+}
+
+static bool check_coding(const mp_exchange *x, mp_api_error *err) {
     const char *coding = header(x->connection, MHD_HTTP_HEADER_CONTENT_ENCODING);
     if (coding && strcasecmp(coding, "identity") != 0) {
         return mp_refuse(err, 415, "content_encoding", NULL, "a body in Content-Encoding '%.40s' is not taken", coding);
@@ -146,7 +172,7 @@ static bool check_type(const mp_exchange *x, mp_api_error *err) {
 }
 
 static bool admit(mp_exchange *x, const char *method, const char *path, mp_api_error *err) {
-    if (!check_framing(x, err)) return false;
+    if (!check_host(x, err) || !check_coding(x, err)) return false;
     if (strlen(path) > PATH_BYTES_MAX) {
         return mp_refuse(err, 414, "path_too_long", NULL, "the path has more than %d bytes", PATH_BYTES_MAX);
     }
@@ -194,8 +220,10 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         if (!x) return MHD_NO;
         *state = x;
         choose_request_id(x);
-        bool too_large = !admit(x, method, path, &x->refused) && x->refused.status == 413;
-        return too_large ? mp_exchange_refuse(x, &x->refused) : MHD_YES;
+        /* A body whose end is not known, or too far away, is not waited for. */
+        if (!check_framing(x, &x->refused)) return mp_exchange_refuse(x, &x->refused);
+        admit(x, method, path, &x->refused);
+        return MHD_YES;
     }
     if (*n_bytes > 0) {
         x->n_body += *n_bytes;
@@ -342,13 +370,21 @@ static void fill_defaults(mp_server *server) {
     if (getrandom(&server->api.id_seed, sizeof server->api.id_seed, 0) < 0) server->api.id_seed = mp_now_ns();
 }
 
+/* No route has an escaped character, so paths are compared as they were sent. */
+static size_t keep_escapes(void *cls, struct MHD_Connection *connection, char *text) {
+    (void)cls;
+    (void)connection;
+    return strlen(text);
+}
+
 static struct MHD_Daemon *start_daemon(mp_server *server) {
     return MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, server,
                             MHD_OPTION_LISTEN_SOCKET, server->listener, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
                             server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_CONNECTION_LIMIT,
                             (unsigned)server->options.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
                             (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX,
-                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL,
+                            MHD_OPTION_END);
 }
 
 mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {

@@ -1,0 +1,238 @@
+/* `mepic serve` as a process: its address, its options, that it answers as `mepic run` does, and how signals end it.
+ * argv[1] is the program. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "support/http.h"
+#include "support/server.h"
+#include "support/tiny.h"
+
+enum { ARGS_MAX = 32, OUTPUT_MAX = 65536 };
+
+static const char *program;
+
+typedef struct process {
+    pid_t pid;
+    FILE *out, *err;
+} process;
+
+static void spawn(process *p, const char *const *args) {
+    int out[2], err[2];
+    assert_int_equal(pipe(out), 0);
+    assert_int_equal(pipe(err), 0);
+    char *argv[ARGS_MAX] = { (char *)program };
+    for (int i = 0; args[i]; i++) {
+        assert_true(i + 2 < ARGS_MAX);
+        argv[i + 1] = (char *)args[i];
+    }
+    p->pid = fork();
+    assert_true(p->pid >= 0);
+    if (p->pid == 0) {
+        dup2(out[1], STDOUT_FILENO);
+        dup2(err[1], STDERR_FILENO);
+        for (int fd = 3; fd < 64; fd++) close(fd);
+        execv(program, argv);
+        _exit(98);
+    }
+    close(out[1]);
+    close(err[1]);
+    p->out = fdopen(out[0], "r");
+    p->err = fdopen(err[0], "r");
+    assert_true(p->out && p->err);
+}
+
+/* The exit status. */
+static int end(process *p) {
+    int status;
+    assert_int_equal(waitpid(p->pid, &status, 0), p->pid);
+    fclose(p->out);
+    fclose(p->err);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static const char *model(void) {
+    static const char *path;
+    if (!path) {
+        mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
+        spec.hp.n_ctx_train = 65536;
+        path = tiny_model_write(&spec);
+    }
+    return path;
+}
+
+#define ENGINE "-m", model(), "--cache-dir", "none", "--pages", "8300", "-q", "-t", "1"
+
+/* Starts a server; `port` is where it can be reached. */
+static void serve(process *p, const char *const *args) {
+    spawn(p, args);
+    char line[512];
+    unsigned number;
+    if (!fgets(line, sizeof line, p->out)) {
+        if (!fgets(line, sizeof line, p->err)) line[0] = 0;
+        fail_msg("the server did not start: %s", line);
+    }
+    const char *at_url = strstr(line, "http://127.0.0.1:");
+    if (!at_url || sscanf(at_url, "http://127.0.0.1:%u", &number) != 1) fail_msg("no address in: %s", line);
+    port = (uint16_t)number;
+}
+#define SERVE(p, ...) serve(p, (const char *const[]){ "serve", "--port", "0", __VA_ARGS__, NULL })
+
+static void expect_refused(const char *const *args, const char *word) {
+    process p;
+    char text[2048] = "";
+    spawn(&p, args);
+    size_t n = fread(text, 1, sizeof text - 1, p.err);
+    text[n] = 0;
+    assert_int_equal(end(&p), 2);
+    if (!strstr(text, word)) fail_msg("'%s' is not in: %s", word, text);
+}
+#define REFUSED(word, ...) expect_refused((const char *const[]){ "serve", __VA_ARGS__, NULL }, word)
+
+static void bad_options_are_named(void **state) {
+    (void)state;
+    REFUSED("no model given", "--port", "0");
+    REFUSED("0 to 65535", "--port", "65536");
+    REFUSED("--api-key-file", "-m", model(), "--api-key-file", "/nonexistent");
+    REFUSED("API keys", ENGINE, "--host", "0.0.0.0", "--port", "0");
+    REFUSED("host", ENGINE, "--host", "no host", "--port", "0");
+}
+
+/* ---- The same as `mepic run` ------------------------------------------------------------------------------------- */
+
+static char directory[] = "/tmp/mepic-serve-XXXXXX";
+
+static const char *write_document(int number) {
+    static char paths[2][64];
+    char *path = paths[number];
+    snprintf(path, sizeof paths[0], "%s/d%d.txt", directory, number);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    for (int i = 0; i < 60; i++) fprintf(file, "word%d %c ", i, 'a' + number);
+    fputc('\n', file);
+    assert_int_equal(fclose(file), 0);
+    return path;
+}
+
+static json_t *read_json(FILE *file) {
+    static char text[OUTPUT_MAX];
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    json_t *root = json_loads(text, JSON_ALLOW_NUL, NULL);
+    if (!root) fail_msg("not JSON: %s", text);
+    return root;
+}
+
+static json_t *file_json(const char *path) {
+    static char text[OUTPUT_MAX];
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    size_t n = fread(text, 1, sizeof text, file);
+    fclose(file);
+    const char *name = strrchr(path, '/') + 1;
+    return json_pack("{s:s, s:s#}", "title", name, "text", text, (int)n);
+}
+
+static void a_reply_is_what_run_gives(void **state) {
+    (void)state;
+    assert_non_null(mkdtemp(directory));
+    const char *documents[] = { write_document(0), write_document(1) };
+    process p;
+    spawn(&p, (const char *const[]){ "run", ENGINE, "-s", "Be brief.", "-d", documents[0], "-d", documents[1], "-p",
+                                     "What is it?", "-n", "24", "--ignore-eos", "--json", NULL });
+    json_t *want = read_json(p.out);
+    assert_int_equal(end(&p), 0);
+
+    json_t *body =
+        json_pack("{s:[{s:s, s:s}, {s:s, s:s}], s:[o, o], s:i, s:i, s:b}", "messages", "role", "system", "content",
+                  "Be brief.", "role", "user", "content", "What is it?", "documents", file_json(documents[0]),
+                  file_json(documents[1]), "max_tokens", 24, "temperature", 0, "ignore_eos", 1);
+    char *text = json_dumps(body, 0);
+    json_decref(body);
+    SERVE(&p, ENGINE);
+    static const char *const parts[] = { "prefix_tokens", "chunk_tokens", "linked_tokens", "compiled_tokens" };
+    for (int i = 0; i < 2; i++) {
+        json_t *got = http_ask_json(port, "POST", "/v1/chat/completions", text, 200);
+        assert_string_equal(text_at(got, "choices/0/message/content"), text_at(want, "answer"));
+        assert_int_equal(number_at(got, "usage/prompt_tokens"), number_at(want, "usage/prompt_tokens"));
+        const json_t *details = at(got, "usage/prompt_tokens_details");
+        for (size_t k = 0; i == 0 && k < 4; k++) {
+            assert_int_equal(number_at(details, parts[k]), number_at(at(want, "usage"), parts[k]));
+        }
+        if (i == 1) {
+            assert_int_equal(number_at(details, "compiled_tokens"), 0);
+            assert_true(number_at(details, "chunk_tokens") > 100);
+        }
+        json_decref(got);
+    }
+    free(text);
+    json_decref(want);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(end(&p), 0);
+    unlink(documents[0]);
+    unlink(documents[1]);
+    rmdir(directory);
+}
+
+/* ---- Signals ----------------------------------------------------------------------------------------------------- */
+
+static void a_signal_lets_replies_end(void **state) {
+    (void)state;
+    process p;
+    SERVE(&p, ENGINE, "--alias", "mine");
+    http_client c;
+    open_stream(&c, "/v1/completions",
+                "{\"model\":\"mine\",\"prompt\":\"x\",\"max_tokens\":3000,\"ignore_eos\":true,\"stream\":true}");
+    assert_non_null(http_read_line(&c));
+    kill(p.pid, SIGTERM);
+    stream s;
+    read_stream(&c, &s);
+    assert_true(s.done);
+    assert_string_equal(text_at(s.last, "choices/0/finish_reason"), "length");
+    json_decref(s.last);
+    http_close(&c);
+    assert_int_equal(end(&p), 0);
+}
+
+static void a_second_signal_does_not_wait(void **state) {
+    (void)state;
+    process p;
+    SERVE(&p, ENGINE);
+    http_client c;
+    char line[512];
+    open_stream(&c, "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":60000,\"ignore_eos\":true,\"stream\":true}");
+    assert_non_null(http_read_line(&c));
+    kill(p.pid, SIGTERM);
+    do assert_non_null(fgets(line, sizeof line, p.err)); // it was taken when this is written
+    while (!strstr(line, "second signal"));
+    kill(p.pid, SIGTERM);
+    stream s;
+    read_stream(&c, &s);
+    assert_true(s.done);
+    assert_string_equal(text_at(s.last, "error/code"), "shutting_down");
+    json_decref(s.last);
+    http_close(&c);
+    assert_int_equal(end(&p), 0);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 2) {
+        fprintf(stderr, "usage: test_serve_program PROGRAM\n");
+        return 2;
+    }
+    program = argv[1];
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bad_options_are_named),
+        cmocka_unit_test(a_reply_is_what_run_gives),
+        cmocka_unit_test(a_signal_lets_replies_end),
+        cmocka_unit_test(a_second_signal_does_not_wait),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
