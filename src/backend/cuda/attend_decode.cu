@@ -1,0 +1,328 @@
+/* Decode attention on every GPU since sm_80: mma.sync, cp.async.
+ *
+ * Persistent blocks of four warps take units (item, kv head) from a counter, and of a unit tiles of up to 64 rows. K
+ * and V of a stage (64 keys) are entries of a ring in shared memory. Of a wide tile every warp has 16 rows, all keys
+ * and all columns. Of a narrow one (16 rows) the warps split the keys for S = Q K^T, exchange maxima and weights
+ * through shared memory, and split the columns for P V: every warp then goes through all keys in order, so both kinds,
+ * and the kernel for Hopper, give the same bits (fold.cuh). */
+#include "backend/cuda/attend_item.cuh"
+
+namespace {
+
+enum { THREADS = 128, WARPS = 4, TILE_ROWS = 64, NARROW_ROWS = 16 };
+
+template <int D> struct shared {
+    static const int ENTRY = 64 * D * 2;        /* K or V of a stage */
+    static const int N_ENTRIES = D > 128 ? 2 : 4; /* 99 KB are all that sm_89 has */
+    uint8_t kv[N_ENTRIES][ENTRY];
+    uint8_t q[TILE_ROWS * D * 2];
+    uint64_t mask[TILE_ROWS]; /* of the tile's readers */
+    uint32_t window[TILE_ROWS];
+    uint32_t slot[TILE_ROWS], row[TILE_ROWS];
+    int32_t delta[TILE_ROWS];
+    float top[WARPS][NARROW_ROWS];
+    uint32_t unit;
+};
+
+struct tile {
+    uint32_t kv_head, group, n_readers, n_rows;
+    uint32_t first_stage, end_stage;
+    const uint32_t *pages;
+    uint32_t n_paged; /* tokens up to the end of the last page */
+    uint32_t shift;
+};
+
+__device__ __forceinline__ void load4(uint32_t r[4], uint32_t at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
+__device__ __forceinline__ void load4_turned(uint32_t r[4], uint32_t at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
+/* Starts the copy of entry e (stage e / 2; K, then V). */
+template <int D>
+__device__ __forceinline__ void fetch(const mp_cu_attend &a, const tile &t, shared<D> &sh, uint32_t e, uint32_t end) {
+    if (e < end) {
+        uint32_t to = mp_shared(sh.kv[e % shared<D>::N_ENTRIES]), in_page = (1u << t.shift) - 1;
+        const uint8_t *base = a.slab + a.layer_offset + t.kv_head * a.block_bytes + (e & 1 ? D * 16 : 0);
+#pragma unroll
+        for (uint32_t i = 0; i < D / 16; i++) {
+            uint32_t unit = i * THREADS + threadIdx.x, group = unit / D, key = e / 2 * 64 + group * 8;
+            bool there = key < t.n_paged;
+            uint32_t page = there ? __ldg(&t.pages[key >> t.shift]) : 0;
+            const uint8_t *from = base + page * a.page_bytes + (key & in_page) / 8 * (D * 32) + unit % D * 16;
+            mp_copy16(to + unit * 16, there ? from : a.slab, there);
+        }
+    }
+    mp_copy_commit(); /* also an empty one, so that groups count entries */
+}
+
+/* Reader info and turned queries of a tile. */
+template <int D>
+__device__ void open_tile(const mp_cu_attend &a, tile &t, shared<D> &sh, const mp_cu_reader *readers) {
+    uint32_t thread = threadIdx.x;
+    for (uint32_t i = thread; i < t.n_readers; i += THREADS) {
+        mp_cu_reader r = readers[i];
+        sh.mask[i] = r.mask;
+        sh.window[i] = r.lo | (uint32_t)r.hi << 16;
+        sh.slot[i] = r.slot;
+        sh.row[i] = r.row;
+        sh.delta[i] = r.delta;
+    }
+    __syncthreads();
+    uint32_t lo = 0xffff, hi = 0;
+    for (uint32_t i = thread & 31; i < t.n_readers; i += 32) {
+        lo = min(lo, sh.window[i] & 0xffff);
+        hi = max(hi, sh.window[i] >> 16);
+    }
+    t.first_stage = __reduce_min_sync(~0u, lo) / 64;
+    t.end_stage = (__reduce_max_sync(~0u, hi) + 63) / 64;
+    for (uint32_t i = thread; i < t.n_rows * (D / 8); i += THREADS) {
+        uint32_t row = i / (D / 8), unit = i % (D / 8), reader = row / t.group;
+        size_t head = (size_t)sh.row[reader] * a.n_heads + t.kv_head * t.group + (row - reader * t.group);
+        uint32_t to = mp_shared(sh.q) + row / 8 * (D * 16) + mp_kv_offset(D, row % 8, unit * 8);
+        mp_copy16(to, a.q + head * D + unit * 8, true);
+    }
+    mp_copy_commit();
+    mp_copy_wait<0>();
+    __syncthreads();
+    mp_turn_tile<D>(sh.q, a.rope, t.n_readers, t.group, sh.delta, thread, THREADS);
+}
+
+/* The state of rows lane / 4 and lane / 4 + 8 of the warp's 16. */
+template <int D, bool NARROW> struct state {
+    static const int PAIRS = NARROW ? (D / 16 + WARPS - 1) / WARPS : D / 16; /* of n-tiles: 16 columns */
+    static const int KEYS = NARROW ? 2 : 8;                                  /* n-tiles of S */
+    float o[PAIRS][2][4], l[4], top[2], m[2], f[2];
+    uint64_t mask[2];
+    uint32_t window[2];
+    uint32_t p[4][4]; /* weights of a stage, as A */
+};
+
+/* S of a stage: 16 rows by 64 keys, or of a narrow tile by this warp's 16. */
+template <int D, bool NARROW>
+__device__ __forceinline__ void products(float (*s)[4], uint32_t q, uint32_t k) {
+    uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    uint32_t row = (NARROW ? 0 : warp * 16) + (lane & 15), key = (NARROW ? warp * 16 : 0) + (lane & 7) + lane / 16 * 8;
+#pragma unroll
+    for (int i = 0; i < state<D, NARROW>::KEYS; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.0f;
+#pragma unroll
+    for (int d = 0; d < D; d += 16) {
+        uint32_t x[4], b[4];
+        load4(x, q + row / 8 * (D * 16) + mp_kv_offset(D, row & 7, d + lane / 16 * 8));
+#pragma unroll
+        for (int i = 0; i < state<D, NARROW>::KEYS / 2; i++) {
+            load4(b, k + (key / 8 + i * 2) * (D * 16) + mp_kv_offset(D, lane & 7, d + (lane / 8 & 1) * 8));
+            mp_mma(s[2 * i], x, b[0], b[1]);
+            mp_mma(s[2 * i + 1], x, b[2], b[3]);
+        }
+    }
+}
+
+/* From S to weights, maximum and factor. */
+template <int D, bool NARROW>
+__device__ __forceinline__ void weigh(state<D, NARROW> &st, float (*s)[4], shared<D> &sh, uint32_t key, uint32_t shift,
+                                      float c) {
+    const int KEYS = state<D, NARROW>::KEYS;
+    uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32, first = NARROW ? warp * 16 : 0;
+    uint64_t seen[2] = { mp_seen(st.window[0], st.mask[0], key, shift), mp_seen(st.window[1], st.mask[1], key, shift) };
+    float top[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint64_t bits = seen[h] >> (first + (lane & 3) * 2);
+        top[h] = -CUDART_INF_F;
+#pragma unroll
+        for (int i = 0; i < KEYS; i++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                if (!(bits >> (i * 8 + e) & 1)) s[i][2 * h + e] = -CUDART_INF_F;
+                top[h] = fmaxf(top[h], s[i][2 * h + e]);
+            }
+        }
+        top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
+        top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 2));
+        if (NARROW && (lane & 3) == 0) sh.top[warp][lane / 4 + 8 * h] = top[h];
+    }
+    if (NARROW) __syncthreads();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        if (NARROW) {
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) top[h] = fmaxf(top[h], sh.top[w][lane / 4 + 8 * h]);
+        }
+        top[h] = fmaxf(top[h], st.top[h]);
+        float m = mp_row_max(top[h], c);
+        st.f[h] = mp_rescale(st.top[h], st.m[h], m);
+        st.top[h] = top[h];
+        st.m[h] = m;
+#pragma unroll
+        for (int i = 0; i < KEYS; i++) {
+            uint32_t pair = mp_pack(mp_weight(s[i][2 * h], c, m), mp_weight(s[i][2 * h + 1], c, m));
+            if (!NARROW) st.p[i / 2][i % 2 * 2 + h] = pair;
+            if (NARROW) { /* behind the 16 rows of queries */
+                uint32_t at = h * 1024 + mp_kv_offset(64, lane / 4, first + i * 8 + (lane & 3) * 2);
+                *(uint32_t *)(sh.q + NARROW_ROWS * D * 2 + at) = pair;
+            }
+        }
+    }
+}
+
+/* o and l of a stage. */
+template <int D, bool NARROW> __device__ __forceinline__ void gather(state<D, NARROW> &st, shared<D> &sh, uint32_t v) {
+    uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int h = 0; h < 4; h++) st.l[h] = __fmul_rn(st.l[h], st.f[h / 2]);
+#pragma unroll
+    for (int i = 0; i < state<D, NARROW>::PAIRS; i++) {
+#pragma unroll
+        for (int h = 0; h < 8; h++) st.o[i][h / 4][h % 4] = __fmul_rn(st.o[i][h / 4][h % 4], st.f[h % 4 / 2]);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        if (NARROW) {
+            uint32_t row = lane & 15;
+            load4(st.p[k], mp_shared(sh.q) + NARROW_ROWS * D * 2 + row / 8 * 1024 +
+                               mp_kv_offset(64, row & 7, k * 16 + lane / 16 * 8));
+        }
+        mp_mma(st.l, st.p[k], MP_BF16_ONES, MP_BF16_ONES);
+#pragma unroll
+        for (int i = 0; i < state<D, NARROW>::PAIRS; i++) {
+            uint32_t pair = NARROW ? warp + i * WARPS : i, b[4];
+            if (pair >= D / 16) break;
+            load4_turned(b, v + (k * 2 + (lane / 8 & 1)) * (D * 16) +
+                                mp_kv_offset(D, lane & 7, pair * 16 + lane / 16 * 8));
+            mp_mma(st.o[i][0], st.p[k], b[0], b[1]);
+            mp_mma(st.o[i][1], st.p[k], b[2], b[3]);
+        }
+    }
+}
+
+template <int D, bool NARROW>
+__device__ __forceinline__ void store(const mp_cu_attend &a, const tile &t, const shared<D> &sh,
+                                      const state<D, NARROW> &st) {
+    uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t row = (NARROW ? 0 : warp * 16) + lane / 4 + 8 * h;
+        if (row >= t.n_rows) continue;
+        uint32_t reader = row / t.group;
+        size_t at = (size_t)sh.slot[reader] * a.n_heads + t.kv_head * t.group + (row - reader * t.group);
+        float l = st.l[2 * h], inverse = l > 0.0f ? mp_inverse(l) : 0.0f;
+        if ((!NARROW || warp == 0) && (lane & 3) == 0) ((float2 *)a.partial_ml)[at] = make_float2(st.m[h], l);
+#pragma unroll
+        for (int i = 0; i < state<D, NARROW>::PAIRS; i++) {
+            uint32_t pair = NARROW ? warp + i * WARPS : i;
+            if (pair >= D / 16) break;
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                __half2 x = __halves2half2(mp_partial(st.o[i][n][2 * h], inverse),
+                                           mp_partial(st.o[i][n][2 * h + 1], inverse));
+                *(__half2 *)(a.partial_o + at * D + pair * 16 + n * 8 + (lane & 3) * 2) = x;
+            }
+        }
+    }
+}
+
+template <int D, bool NARROW> __device__ void attend_tile(const mp_cu_attend &a, const tile &t, shared<D> &sh) {
+    const uint32_t N = shared<D>::N_ENTRIES;
+    uint32_t end = t.end_stage * 2, lane = threadIdx.x & 31;
+    state<D, NARROW> st;
+    memset(&st, 0, sizeof st);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t row = (NARROW ? 0 : threadIdx.x / 32 * 16) + lane / 4 + 8 * h;
+        uint32_t reader = min(row / t.group, t.n_readers - 1);
+        st.mask[h] = sh.mask[reader];
+        st.window[h] = sh.window[reader];
+        st.top[h] = -CUDART_INF_F;
+    }
+    for (uint32_t i = 0; i < N - 1; i++) fetch<D>(a, t, sh, t.first_stage * 2 + i, end);
+    float c = __fmul_rn(a.scale, MP_LOG2E);
+    for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++) {
+        float s[state<D, NARROW>::KEYS][4];
+        mp_copy_wait<N - 2>();
+        __syncthreads(); /* K is there for all, and all have left the entry before it */
+        fetch<D>(a, t, sh, stage * 2 + N - 1, end);
+        products<D, NARROW>(s, mp_shared(sh.q), mp_shared(sh.kv[stage * 2 % N]));
+        weigh<D, NARROW>(st, s, sh, stage * 64, t.shift, c);
+        mp_copy_wait<N - 2>();
+        __syncthreads();
+        fetch<D>(a, t, sh, stage * 2 + N, end);
+        gather<D, NARROW>(st, sh, mp_shared(sh.kv[(stage * 2 + 1) % N]));
+    }
+    store<D, NARROW>(a, t, sh, st);
+}
+
+template <int D> __global__ void __launch_bounds__(THREADS) attend_decode(const __grid_constant__ mp_cu_attend a) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    shared<D> &sh = *(shared<D> *)memory;
+    uint32_t n_units = a.work.counts->n_items * a.n_kv_heads;
+    tile t;
+    t.group = a.n_heads / a.n_kv_heads;
+    t.shift = 31 - __clz(a.page_size);
+    for (;;) {
+        if (threadIdx.x == 0) sh.unit = atomicAdd(&a.work.counts->next_unit, 1);
+        __syncthreads();
+        uint32_t unit = sh.unit;
+        if (unit >= n_units) break;
+        mp_cu_item item = a.work.items[unit / a.n_kv_heads];
+        mp_cu_cell cell = a.work.cells[item.cell];
+        t.kv_head = unit % a.n_kv_heads;
+        t.pages = a.work.pages + cell.first_page;
+        t.n_paged = (cell.n_tokens + a.page_size - 1) >> t.shift << t.shift;
+        for (uint32_t first = 0; first < item.n_readers; first += t.n_readers) {
+            t.n_readers = min(TILE_ROWS / t.group, item.n_readers - first);
+            t.n_rows = t.n_readers * t.group;
+            open_tile<D>(a, t, sh, a.work.readers + item.first_reader + first);
+            if (t.n_rows <= NARROW_ROWS) {
+                attend_tile<D, true>(a, t, sh);
+            } else {
+                attend_tile<D, false>(a, t, sh);
+            }
+            __syncthreads();
+        }
+    }
+    if (threadIdx.x == 0) mp_leave_grid(&a.work.counts->next_unit, &a.work.counts->done, gridDim.x);
+}
+
+template <int D> cudaError_t open_kernel(void) {
+    return cudaFuncSetAttribute(attend_decode<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared<D>));
+}
+
+template <int D> cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
+    uint32_t per_sm = D <= 64 ? 3 : D <= 128 && a->arch != 89 ? 2 : 1, units = a->max_items * a->n_kv_heads;
+    uint32_t blocks = a->n_sm * per_sm < units ? a->n_sm * per_sm : units;
+    attend_decode<D><<<blocks, THREADS, sizeof(shared<D>), stream>>>(*a);
+    return cudaGetLastError();
+}
+
+} // namespace
+
+cudaError_t mp_cu_attend_open(int device) {
+    cudaError_t e = cudaSetDevice(device);
+    if (e == cudaSuccess) e = open_kernel<64>();
+    if (e == cudaSuccess) e = open_kernel<80>();
+    if (e == cudaSuccess) e = open_kernel<96>();
+    if (e == cudaSuccess) e = open_kernel<128>();
+    if (e == cudaSuccess) e = open_kernel<256>();
+    return e;
+}
+
+cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream) {
+    uint32_t group = a->n_heads / a->n_kv_heads;
+    if (!a->max_items) return cudaSuccess;
+    if (group > 16 || a->page_size & (a->page_size - 1)) return cudaErrorInvalidValue;
+    switch (a->head_dim) {
+    case 64: return launch<64>(a, stream);
+    case 80: return launch<80>(a, stream);
+    case 96: return launch<96>(a, stream);
+    case 128: return launch<128>(a, stream);
+    case 256: return launch<256>(a, stream);
+    default: return cudaErrorInvalidValue;
+    }
+}

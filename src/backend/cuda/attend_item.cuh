@@ -1,0 +1,120 @@
+/* What the decode kernels share: the rows of a tile, what they see, and their queries, turned.
+ *
+ * A tile is what one block takes of an item at a time: some of its readers, and the heads of one kv head. Row i of the
+ * tile's matrix is head i % group of reader i / group. Queries stand in shared memory as K of a page does: groups of 8
+ * rows in panels, at (row / 8) * head_dim * 16 + mp_kv_offset(head_dim, row % 8, column). */
+#ifndef MEPIC_BACKEND_CUDA_ATTEND_ITEM_CUH
+#define MEPIC_BACKEND_CUDA_ATTEND_ITEM_CUH
+
+#include "backend/cuda/fold.cuh"
+#include "backend/cuda/kernels.h"
+
+static __device__ __forceinline__ uint32_t mp_shared(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* 16 bytes to shared memory; zeros when `there` is false. */
+static __device__ __forceinline__ void mp_copy16(uint32_t to, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+static __device__ __forceinline__ void mp_copy_commit(void) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* All but the last n groups of this thread have arrived. */
+template <int n> static __device__ __forceinline__ void mp_copy_wait(void) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
+/* d += a b, 16x8x16: rows lane / 4 and lane / 4 + 8 of d, columns lane % 4 * 2 and the next. */
+static __device__ __forceinline__ void mp_mma(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#define MP_BF16_ONES 0x3f803f80u /* a column of ones, in pairs */
+
+static __device__ __forceinline__ uint32_t mp_pack(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+/* Which of the 64 keys from `key` on a reader sees; window: lo, hi in the upper half; pages of 1 << shift tokens. */
+static __device__ __forceinline__ uint64_t mp_seen(uint32_t window, uint64_t mask, uint32_t key, uint32_t shift) {
+    int32_t from = max((int32_t)(window & 0xffff) - (int32_t)key, 0), to = min((int32_t)(window >> 16) - (int32_t)key, 64);
+    if (from >= to) return 0;
+    uint64_t bits = ~0ull >> (64 - (to - from)) << from;
+    uint64_t pages = mask >> (key >> shift);
+    if (shift >= 6) return pages & 1 ? bits : 0;
+    uint64_t page = (1ull << (1u << shift)) - 1;
+    for (uint32_t at = 0; at < 64; at += 1u << shift, pages >>= 1) {
+        if (!(pages & 1)) bits &= ~(page << at);
+    }
+    return bits;
+}
+
+/* Turns the queries of a tile in place. deltas: of its readers. Called by `threads` threads with their index. */
+template <int D>
+static __device__ void mp_turn_tile(uint8_t *q, const mp_cu_rope &rope, uint32_t n_readers, uint32_t group,
+                                    const int32_t *deltas, uint32_t thread, uint32_t threads) {
+    uint32_t n = rope.n_pairs, quads = n / 4;
+    if (n % 4) { /* pair by pair */
+        for (uint32_t task = thread; task < n_readers * n; task += threads) {
+            uint32_t reader = task / n, i = task - reader * n;
+            float2 cs = mp_turn(rope.turns[i], deltas[reader], rope.magnitude);
+            for (uint32_t row = reader * group; row < (reader + 1) * group; row++) {
+                uint8_t *at = q + (row / 8) * (D * 16);
+                __nv_bfloat16 *x = (__nv_bfloat16 *)(at + mp_kv_offset(D, row % 8, rope.halves ? i : 2 * i));
+                __nv_bfloat16 *y = (__nv_bfloat16 *)(at + mp_kv_offset(D, row % 8, rope.halves ? i + n : 2 * i + 1));
+                float2 to = mp_turned(__bfloat162float(*x), __bfloat162float(*y), cs);
+                *x = __float2bfloat16_rn(to.x);
+                *y = __float2bfloat16_rn(to.y);
+            }
+        }
+        return;
+    }
+    for (uint32_t task = thread; task < n_readers * quads; task += threads) { /* by four pairs */
+        uint32_t reader = task / quads, t = task - reader * quads;
+        float2 cs[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) cs[i] = mp_turn(__ldg(&rope.turns[4 * t + i]), deltas[reader], rope.magnitude);
+        for (uint32_t row = reader * group; row < (reader + 1) * group; row++) {
+            uint8_t *at = q + (row / 8) * (D * 16);
+            __nv_bfloat162 *a = (__nv_bfloat162 *)(at + mp_kv_offset(D, row % 8, rope.halves ? 4 * t : 8 * t));
+            __nv_bfloat162 *b = (__nv_bfloat162 *)(at + mp_kv_offset(D, row % 8, rope.halves ? 4 * t + n : 8 * t + 4));
+            float2 a0 = __bfloat1622float2(a[0]), a1 = __bfloat1622float2(a[1]);
+            float2 b0 = __bfloat1622float2(b[0]), b1 = __bfloat1622float2(b[1]);
+            if (rope.halves) {
+                float2 t0 = mp_turned(a0.x, b0.x, cs[0]), t1 = mp_turned(a0.y, b0.y, cs[1]);
+                float2 t2 = mp_turned(a1.x, b1.x, cs[2]), t3 = mp_turned(a1.y, b1.y, cs[3]);
+                a[0] = __floats2bfloat162_rn(t0.x, t1.x);
+                a[1] = __floats2bfloat162_rn(t2.x, t3.x);
+                b[0] = __floats2bfloat162_rn(t0.y, t1.y);
+                b[1] = __floats2bfloat162_rn(t2.y, t3.y);
+            } else {
+                a0 = mp_turned(a0.x, a0.y, cs[0]);
+                a1 = mp_turned(a1.x, a1.y, cs[1]);
+                b0 = mp_turned(b0.x, b0.y, cs[2]);
+                b1 = mp_turned(b1.x, b1.y, cs[3]);
+                a[0] = __floats2bfloat162_rn(a0.x, a0.y);
+                a[1] = __floats2bfloat162_rn(a1.x, a1.y);
+                b[0] = __floats2bfloat162_rn(b0.x, b0.y);
+                b[1] = __floats2bfloat162_rn(b1.x, b1.y);
+            }
+        }
+    }
+}
+
+/* The last block to leave a persistent grid puts its counter back to 0. One thread of each block calls it, once, after
+ * its last use of the counter. */
+static __device__ __forceinline__ void mp_leave_grid(uint32_t *counter, uint32_t *done, uint32_t n_blocks) {
+    __threadfence();
+    if (atomicAdd(done, 1) != n_blocks - 1) return;
+    *counter = 0;
+    *done = 0;
+}
+
+#endif
