@@ -20,6 +20,7 @@ static const char usage[] =
     "  --ROLE-type TYPE   of one: embd output q k v o gate up down\n"
     "  --rope BASE[,SCALING,FACTOR[,ORIGINAL_CONTEXT]]   scaling: linear, yarn, llama3\n"
     "  --tied | --untied  whether the embedding is the output matrix\n"
+    "  --drawn-rows N     draws N rows of every matrix and repeats them: a large file in seconds, for speed alone\n"
     "  --seed N           default 1\n";
 
 static mp_synth_spec preset_0_5b(void) {
@@ -124,7 +125,19 @@ static bool parse_rope(const char *text, mp_hparams *hp) {
     return false;
 }
 
-enum { OPT_HELP, OPT_PRESET, OPT_ARCH, OPT_VOCAB, OPT_TYPE, OPT_ROPE, OPT_TIED, OPT_UNTIED, OPT_SEED, OPT_COUNTS };
+enum {
+    OPT_HELP,
+    OPT_PRESET,
+    OPT_ARCH,
+    OPT_VOCAB,
+    OPT_TYPE,
+    OPT_ROPE,
+    OPT_TIED,
+    OPT_UNTIED,
+    OPT_SEED,
+    OPT_DRAWN,
+    OPT_COUNTS
+};
 static const struct option options[] = {
     { "help", no_argument, NULL, OPT_HELP },
     { "preset", required_argument, NULL, OPT_PRESET },
@@ -135,6 +148,7 @@ static const struct option options[] = {
     { "tied", no_argument, NULL, OPT_TIED },
     { "untied", no_argument, NULL, OPT_UNTIED },
     { "seed", required_argument, NULL, OPT_SEED },
+    { "drawn-rows", required_argument, NULL, OPT_DRAWN },
     /* The counts, then the roles' types: numbered by their place here. */
     { "layers", required_argument, NULL, OPT_COUNTS },
     { "embd", required_argument, NULL, OPT_COUNTS + 1 },
@@ -174,6 +188,7 @@ static bool apply(mp_synth_spec *s, int option, const char *text) {
     case OPT_TIED: s->tied = true; return true;
     case OPT_UNTIED: s->tied = false; return true;
     case OPT_SEED: return parse_u64(text, UINT64_MAX, &s->seed);
+    case OPT_DRAWN: return parse_u32(text, &s->n_drawn);
     default: break;
     }
     int i = option - OPT_COUNTS;

@@ -243,17 +243,22 @@ static mepic_status write_data(plan *p, FILE *out) {
         total += p->items[i].bytes;
     }
     float *row = mp_calloc(widest, sizeof *row);
-    uint8_t *coded = mp_calloc(widest, sizeof *row); /* no type is wider than F32 */
+    uint32_t n_kept = p->spec->n_drawn > 0 ? p->spec->n_drawn : 1;
+    uint8_t *coded = mp_calloc(widest * n_kept, sizeof *row); /* no type is wider than F32 */
     mepic_status status = MEPIC_OK;
     if (!row || !coded) status = mp_fail_nomem(p->err, "a row of weights", widest * sizeof *row);
     for (size_t i = 0; i < p->n && status == MEPIC_OK; i++) {
         const item *it = &p->items[i];
         uint64_t state = mp_hash64(p->spec->seed, it->name, strlen(it->name));
         bool ok = true;
+        uint64_t row_bytes = it->bytes / it->outputs;
         for (uint64_t r = 0; ok && r < it->outputs; r++) {
-            draw_row(p, it, &state, row);
-            mp_quantize(it->type, row, coded, it->inputs);
-            ok = fwrite(coded, it->bytes / it->outputs, 1, out) == 1;
+            uint8_t *kept = coded + r % n_kept * row_bytes;
+            if (p->spec->n_drawn == 0 || r < n_kept) {
+                draw_row(p, it, &state, row);
+                mp_quantize(it->type, row, kept, it->inputs);
+            }
+            ok = fwrite(kept, row_bytes, 1, out) == 1;
         }
         static const uint8_t zero[ALIGNMENT];
         size_t pad = (size_t)((ALIGNMENT - it->bytes % ALIGNMENT) % ALIGNMENT);
