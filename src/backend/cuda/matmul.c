@@ -32,6 +32,7 @@ typedef struct product {
     uint32_t n_buckets;
     struct {
         cublasLtMatmulAlgo_t algo;
+        uint32_t pad; /* rows to compute at least */
         mp_cu_measured measured;
     } buckets[MAX_BUCKETS];
 } product;
@@ -107,6 +108,7 @@ bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, const mp_bf1
     call c;
     uint32_t b = bucket_index(n_rows);
     if (b >= p->n_buckets) b = p->n_buckets - 1;
+    if (n_rows < p->buckets[b].pad) n_rows = p->buckets[b].pad;
     return describe(m->device, &p->shape, n_rows, &c) &&
            multiply(m, &p->shape, &c, &p->buckets[b].algo, x, w, out, stream);
 }
@@ -321,8 +323,16 @@ static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log
         uint32_t differ = 0;
         for (uint32_t c = 0; c < b->n_candidates; c++) differ += b->candidates[c].hash != hash;
         p->buckets[i].algo = k->algo;
+        p->buckets[i].pad = 0;
         p->buckets[i].measured =
             (mp_cu_measured){ .rows = b->rows, .n_candidates = b->n_candidates, .n_differ = differ, .us = k->us };
+    }
+    /* The library is slow at some small numbers of rows: then a larger one is computed, to the same bits. */
+    for (uint32_t i = p->n_buckets - 1; i-- > 0;) {
+        if (p->buckets[i + 1].measured.us * 1.02f > p->buckets[i].measured.us) continue;
+        p->buckets[i].algo = p->buckets[i + 1].algo;
+        p->buckets[i].pad = p->buckets[i + 1].pad ? p->buckets[i + 1].pad : t->buckets[i + 1].rows;
+        p->buckets[i].measured.us = p->buckets[i + 1].measured.us;
     }
     return MEPIC_OK;
 }

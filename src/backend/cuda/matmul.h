@@ -41,8 +41,9 @@ mepic_status mp_cu_matmul_open(mp_cu_device *device, const mp_cu_shape *shapes, 
                                mp_cu_matmul **out, mepic_error *err);
 void mp_cu_matmul_close(mp_cu_matmul *m); /* NULL is a no-op; before the device's */
 
-/* The product of shape i (as given to open) for n_rows <= max_rows, by the algorithm of their bucket; n_rows need not
- * be the bucket's. x, w and out start at multiples of 16 bytes. What goes wrong is noted in the device; false then. */
+/* The product of shape i (as given to open) for n_rows <= max_rows, by the algorithm of their bucket. x, w and out
+ * start at multiples of 16 bytes; x and out have room for the bucket of max_rows, and rows of out from n_rows on are
+ * lost. What goes wrong is noted in the device; false then. */
 bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out,
                       cudaStream_t stream);
 
