@@ -1,0 +1,643 @@
+/* A CUDA device behind the backend table: weights in bf16, pages, activations, and the order of launches in each
+ * operation.
+ *
+ * Everything is taken at open; a step copies its lists to the device, puts kernels on one stream and waits for them at
+ * its end. What an operation launches depends on the row bucket and on which kinds of work there are, never on counts
+ * or on the plan: those are read from memory. So a step of decode rows alone is recorded into a CUDA graph the first
+ * time its bucket appears, and replayed from then on, whatever the plan (config.whole_steps).
+ *
+ * Numbers. Residual stream fp32; inputs of products, q, k, v and pages bf16; accumulation fp32. A row's bits depend on
+ * its inputs and the pages it sees alone: products as matmul.h says, attention as fold.cuh says, the rest by row. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backend/backend.h"
+#include "backend/cuda/device.h"
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/matmul.h"
+#include "backend/cuda/weights.h"
+#include "backend/cuda/work.h"
+#include "base/mem.h"
+#include "model/rope.h"
+
+/* Part of the numerics class: raise it with every change that can change a bit. */
+#define NUMERICS_VERSION 1
+
+enum {
+    LOGIT_ROWS_MIN = 16,
+    GRAPH_ROWS_MAX = 512, /* steps of more rows keep the device busy longer than launching takes */
+    N_GRAPHS = 32,        /* buckets up to GRAPH_ROWS_MAX */
+};
+
+/* Partial states of decode rows; what does not fit is computed as blocks. */
+static const size_t PARTIALS_BYTES = (size_t)256 << 20;
+/* Kept free beside what is counted: the library's own needs, graphs, fragmentation. */
+static const size_t SLACK_BYTES = (size_t)400 << 20;
+
+typedef enum product { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LOGITS, N_PRODUCTS } product;
+
+typedef struct graph {
+    uint32_t rows; /* the bucket; 0: none */
+    cudaGraphExec_t exec;
+} graph;
+
+typedef struct cuda_backend {
+    mp_backend base;
+    mp_cu_device device;
+    const mp_model *model;
+    const mp_hparams *hp;
+    mp_cu_weights weights;
+    mp_cu_matmul *products;
+    mp_cu_lists *lists;
+    char numerics[64];
+    uint32_t max_rows, logit_rows; /* logit_rows: how many the logits hold at a time */
+    uint32_t page_size, n_pages;
+    size_t page_bytes, block_bytes;
+    bool whole_steps;
+
+    uint8_t *slab;
+    uint64_t *turns;
+    mp_cu_rope rope;
+    uint16_t *partial_o;
+    float *partial_ml;
+    /* Activations; shapes in mp_act, gate and up side by side. */
+    float *x, *logits;
+    mp_bf16 *h, *qkv, *q, *a, *gate_up, *g;
+    float *host; /* pinned [logit_rows, n_vocab] */
+
+    uint32_t n_rows, n_wanted; /* of this step; n_wanted: with logits */
+    uint32_t bucket;           /* rows the launches of this step are for */
+    bool has_items, has_blocks;
+    bool recording, replaying;
+    uint32_t first_logits, n_logits; /* rows whose logits the device has: [first, first + n) */
+    uint32_t first_host, n_host;     /* and the host */
+    graph graphs[N_GRAPHS];
+} cuda_backend;
+
+static cuda_backend *self(mp_backend *b) {
+    return (cuda_backend *)b;
+}
+
+/* ---- Sizes ------------------------------------------------------------------------------------------------------- */
+
+static uint32_t heads_of(const mp_hparams *hp) {
+    return hp->n_heads * hp->head_dim;
+}
+
+static uint32_t qkv_of(const mp_hparams *hp) {
+    return (hp->n_heads + 2 * hp->n_kv_heads) * hp->head_dim;
+}
+
+static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
+    const mp_hparams *hp = &c->model->hp;
+    if (c->kv_type != MEPIC_KV_BF16) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED, "kv_type: the CUDA backend keeps bf16; ask for that or for nothing");
+    }
+    if (c->page_size != 16 && c->page_size != 32 && c->page_size != 64 && c->page_size != 128) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "page_size: %u is none of 16, 32, 64 and 128", c->page_size);
+    }
+    if (c->max_rows == 0 || c->max_seqs == 0 || c->max_refs == 0) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "a backend needs at least one row, one sequence and one cell");
+    }
+    if (hp->n_embd % 8 || hp->n_ff % 8) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "the model's n_embd (%u) and n_ff (%u) must be multiples of 8 on CUDA; use the CPU (device cpu)",
+                       hp->n_embd, hp->n_ff);
+    }
+    return MEPIC_OK;
+}
+
+/* Rows whose logits fit at a time: all decode rows there can be. More of them, wanted of a prompt, come in parts. */
+static uint32_t logit_rows_of(const mp_backend_config *c) {
+    uint32_t n = c->max_seqs > LOGIT_ROWS_MIN ? c->max_seqs : LOGIT_ROWS_MIN;
+    return n < c->max_rows ? n : c->max_rows;
+}
+
+static size_t slot_bytes(const mp_hparams *hp) {
+    return (size_t)hp->n_heads * (hp->head_dim * sizeof(uint16_t) + 2 * sizeof(float));
+}
+
+static mp_cu_lists_config lists_config(const mp_backend_config *c) {
+    const mp_hparams *hp = &c->model->hp;
+    size_t all = (size_t)c->max_seqs * c->max_refs, most = PARTIALS_BYTES / slot_bytes(hp);
+    return (mp_cu_lists_config){ .max_rows = c->max_rows,
+                                 .max_seqs = c->max_seqs,
+                                 .max_refs = c->max_refs,
+                                 .n_pages = c->n_pages,
+                                 .max_slots = (uint32_t)(all < most ? all : most),
+                                 .block_rows = mp_cu_attend_block_rows(hp->n_heads, hp->n_kv_heads) };
+}
+
+/* The buffers of a step: where each goes and how many bytes it takes. */
+typedef struct buffer {
+    void **to;
+    size_t bytes;
+    const char *what;
+} buffer;
+
+enum { N_BUFFERS = 11 };
+
+static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffer *out) {
+    const mp_hparams *hp = &config->model->hp;
+    size_t rows = mp_cu_bucket(config->max_rows), slots = lists_config(config).max_slots;
+    size_t logit_rows = mp_cu_bucket(logit_rows_of(config));
+    const buffer buffers[N_BUFFERS] = {
+        { (void **)&c->x, rows * hp->n_embd * sizeof(float), "the residual stream" },
+        { (void **)&c->h, rows * hp->n_embd * sizeof(mp_bf16), "normed rows" },
+        { (void **)&c->qkv, rows * qkv_of(hp) * sizeof(mp_bf16), "q, k and v" },
+        { (void **)&c->q, rows * heads_of(hp) * sizeof(mp_bf16), "queries" },
+        { (void **)&c->a, rows * heads_of(hp) * sizeof(mp_bf16), "attention's output" },
+        { (void **)&c->gate_up, rows * 2 * hp->n_ff * sizeof(mp_bf16), "gate and up" },
+        { (void **)&c->g, rows * hp->n_ff * sizeof(mp_bf16), "the feed-forward's input" },
+        { (void **)&c->logits, logit_rows * hp->n_vocab * sizeof(float), "logits" },
+        { (void **)&c->partial_o, slots * hp->n_heads * hp->head_dim * sizeof(uint16_t), "partial states" },
+        { (void **)&c->partial_ml, slots * hp->n_heads * 2 * sizeof(float), "partial states" },
+        { (void **)&c->turns, (size_t)hp->rope.n_rot / 2 * sizeof(uint64_t), "rotations" },
+    };
+    memcpy(out, buffers, sizeof buffers);
+}
+
+static mepic_status cuda_kv_memory(const mp_backend_config *config, size_t *bytes, mepic_error *err) {
+    cuda_backend c = { 0 };
+    mp_cu_device d;
+    mepic_status status = mp_cu_device_open(config->device, &d, err);
+    if (status != MEPIC_OK) return status;
+    size_t room = (size_t)((double)d.bytes_free * (double)config->gpu_memory);
+    mp_backend_config largest = *config;
+    largest.n_pages = 1u << 20;
+    mp_cu_lists_config lists = lists_config(&largest);
+    size_t need =
+        SLACK_BYTES + mp_cu_weights_bytes(config->model) + mp_cu_weights_staging_bytes() + mp_cu_lists_bytes(&lists);
+    buffer buffers[N_BUFFERS];
+    list_buffers(&c, config, buffers);
+    for (uint32_t i = 0; i < N_BUFFERS; i++) need += buffers[i].bytes;
+    size_t free_bytes = d.bytes_free;
+    char name[64];
+    snprintf(name, sizeof name, "%s", d.name);
+    mp_cu_device_close(&d);
+    if (need >= room) {
+        return mp_fail(
+            err, MEPIC_ERR_NOMEM,
+            "weights and a step's buffers take %zu MiB, but %.0f %% of the %zu MiB that are free on CUDA "
+            "device %u (%s) are %zu MiB; raise gpu_memory, lower step_tokens or max_running, or use a smaller "
+            "model",
+            need >> 20, 100.0 * (double)config->gpu_memory, free_bytes >> 20, config->device, name, room >> 20);
+    }
+    *bytes = room - need;
+    return MEPIC_OK;
+}
+
+/* ---- Open and close ---------------------------------------------------------------------------------------------- */
+
+static mepic_status open_slab(cuda_backend *c, const mp_backend_config *config, mepic_error *err) {
+    c->page_size = config->page_size;
+    c->n_pages = config->n_pages;
+    c->page_bytes = mp_kv_page_bytes(c->hp, config->kv_type, config->page_size);
+    c->block_bytes = c->page_bytes / c->hp->n_layers / c->hp->n_kv_heads;
+    size_t bytes;
+    if (!mp_mul_size(c->page_bytes, config->n_pages, &bytes)) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "pages: %u pages of %zu bytes are more than memory can be",
+                       config->n_pages, c->page_bytes);
+    }
+    void *slab;
+    mepic_status status = mp_cu_take(&c->device, bytes, "the page pool", &slab, err);
+    if (status != MEPIC_OK) return status;
+    c->slab = slab;
+    return MEPIC_OK;
+}
+
+static mepic_status open_buffers(cuda_backend *c, const mp_backend_config *config, mepic_error *err) {
+    buffer buffers[N_BUFFERS];
+    list_buffers(c, config, buffers);
+    for (uint32_t i = 0; i < N_BUFFERS; i++) {
+        mepic_status status = mp_cu_take(&c->device, buffers[i].bytes, buffers[i].what, buffers[i].to, err);
+        if (status != MEPIC_OK) return status;
+        /* Rows of a bucket past the step's are computed with what lies there. */
+        CUDA_TRY(&c->device, cudaMemsetAsync(*buffers[i].to, 0, buffers[i].bytes, c->device.stream));
+    }
+    void *host;
+    size_t bytes = (size_t)c->logit_rows * c->hp->n_vocab * sizeof(float);
+    mepic_status status = mp_cu_take_pinned(&c->device, bytes, "logits", &host, err);
+    if (status != MEPIC_OK) return status;
+    c->host = host;
+    return MEPIC_OK;
+}
+
+/* Fractions of a turn per position, as 64-bit fixed point. */
+static void open_rope(cuda_backend *c) {
+    double freq[128], magnitude;
+    uint64_t turns[128];
+    uint32_t n = c->hp->rope.n_rot / 2;
+    mp_rope_frequencies(c->model, freq, &magnitude);
+    for (uint32_t i = 0; i < n; i++) {
+        double per_position = freq[i] / 6.283185307179586477; /* at most 1 / 2 pi */
+        turns[i] = (uint64_t)(per_position * 18446744073709551616.0);
+    }
+    CUDA_TRY(&c->device, cudaMemcpyAsync(c->turns, turns, n * sizeof *turns, cudaMemcpyHostToDevice, c->device.stream));
+    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    c->rope = (mp_cu_rope){
+        .turns = c->turns, .n_pairs = n, .halves = c->hp->rope.pairs == MP_ROPE_HALVES, .magnitude = (float)magnitude
+    };
+}
+
+static mepic_status open_products(cuda_backend *c, const mp_backend_config *config, mepic_error *err) {
+    const mp_hparams *hp = c->hp;
+    uint32_t n = hp->n_layers;
+    const mp_bf16 **weights = mp_calloc(4 * (size_t)n + 1, sizeof *weights);
+    if (!weights) return mp_fail_nomem(err, "the table of weights", 4 * (size_t)n * sizeof *weights);
+    for (uint32_t i = 0; i < n; i++) {
+        const mp_cu_layer *l = &c->weights.layers[i];
+        weights[PRODUCT_QKV * n + i] = l->wqkv;
+        weights[PRODUCT_OUT * n + i] = l->wo;
+        weights[PRODUCT_GATE_UP * n + i] = l->gate_up;
+        weights[PRODUCT_DOWN * n + i] = l->down;
+    }
+    weights[4 * n] = c->weights.output;
+    const mp_cu_shape shapes[N_PRODUCTS] = {
+        [PRODUCT_QKV] = { "q, k, v", qkv_of(hp), hp->n_embd, MP_CU_OUT_BF16, config->max_rows, weights, n },
+        [PRODUCT_OUT] = { "attention output", hp->n_embd, heads_of(hp), MP_CU_OUT_ADD_F32, config->max_rows,
+                          weights + n, n },
+        [PRODUCT_GATE_UP] = { "gate, up", 2 * hp->n_ff, hp->n_embd, MP_CU_OUT_BF16, config->max_rows, weights + 2 * n,
+                              n },
+        [PRODUCT_DOWN] = { "down", hp->n_embd, hp->n_ff, MP_CU_OUT_ADD_F32, config->max_rows, weights + 3 * n, n },
+        [PRODUCT_LOGITS] = { "logits", hp->n_vocab, hp->n_embd, MP_CU_OUT_F32, c->logit_rows, weights + 4 * n, 1 },
+    };
+    mepic_status status = mp_cu_matmul_open(&c->device, shapes, N_PRODUCTS, config->log, &c->products, err);
+    mp_free(weights);
+    return status;
+}
+
+static void cuda_close(mp_backend *b) {
+    if (!b) return;
+    cuda_backend *c = self(b);
+    if (c->device.stream) cudaStreamSynchronize(c->device.stream);
+    for (uint32_t i = 0; i < N_GRAPHS; i++) {
+        if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
+    }
+    mp_cu_lists_close(c->lists);
+    mp_cu_matmul_close(c->products);
+    mp_cu_weights_close(&c->device, &c->weights);
+    mp_cu_device_close(&c->device);
+    mp_free(c);
+}
+
+static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out, mepic_error *err) {
+    mepic_status status = check_config(config, err);
+    if (status != MEPIC_OK) return status;
+    cuda_backend *c = mp_calloc(1, sizeof *c);
+    if (!c) return mp_fail_nomem(err, "the backend", sizeof *c);
+    c->base.ops = &mp_backend_cuda;
+    c->model = config->model;
+    c->hp = &config->model->hp;
+    c->max_rows = config->max_rows;
+    c->logit_rows = logit_rows_of(config);
+    c->whole_steps = config->whole_steps;
+    if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
+    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d", c->device.arch, NUMERICS_VERSION);
+    CUDA_TRY(&c->device, mp_cu_attend_open(c->device.id));
+    mp_cu_lists_config lists = lists_config(config);
+    if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
+    if ((status = mp_cu_weights_open(&c->device, c->model, config->log, &c->weights, err)) != MEPIC_OK) goto fail;
+    if ((status = open_buffers(c, config, err)) != MEPIC_OK) goto fail;
+    open_rope(c);
+    if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
+    if ((status = open_slab(c, config, err)) != MEPIC_OK) goto fail;
+    if ((status = mp_cu_status(&c->device, err)) != MEPIC_OK) goto fail;
+    *out = &c->base;
+    return MEPIC_OK;
+fail:
+    cuda_close(&c->base);
+    return status;
+}
+
+static const char *cuda_numerics(const mp_backend *b) {
+    return ((const cuda_backend *)b)->numerics;
+}
+
+static uint32_t cuda_n_devices(void) {
+    return mp_cu_device_count();
+}
+
+/* ---- Step -------------------------------------------------------------------------------------------------------- */
+
+/* Whether operations put launches on the stream: not while a recorded step stands for them, not on a broken device. */
+static bool launches(const cuda_backend *c) {
+    return !c->replaying && c->device.error == cudaSuccess;
+}
+
+static graph *find_graph(cuda_backend *c, uint32_t rows) {
+    uint32_t i = 0;
+    while (i < N_GRAPHS && c->graphs[i].rows && c->graphs[i].rows != rows) i++;
+    return i < N_GRAPHS ? &c->graphs[i] : NULL;
+}
+
+/* A step of decode rows, all of which want logits, launches the same whatever they read. */
+static bool may_replay(const cuda_backend *c) {
+    return c->whole_steps && !c->has_blocks && c->n_wanted == c->n_rows && c->n_rows <= GRAPH_ROWS_MAX &&
+           c->n_rows <= c->logit_rows;
+}
+
+static void cuda_step_begin(mp_backend *b, const mp_step *step) {
+    cuda_backend *c = self(b);
+    c->n_rows = step->n_rows;
+    c->n_wanted = step->n_logits;
+    c->bucket = mp_cu_bucket(step->n_rows);
+    c->n_logits = c->n_host = 0;
+    c->recording = c->replaying = false;
+    CUDA_TRY(&c->device, cudaSetDevice(c->device.id));
+    if (!mp_cu_lists_build(c->lists, step)) {
+        CUDA_TRY(&c->device, cudaErrorInvalidValue);
+        return;
+    }
+    const mp_cu_counts *counts = mp_cu_lists_host(c->lists)->counts;
+    c->has_items = counts->n_items > 0;
+    c->has_blocks = counts->n_blocks > 0;
+    mp_cu_lists_send(c->lists, &c->device);
+    if (step->n_zero_pages > 0) {
+        const uint32_t *zero = mp_cu_lists_zero_pages(c->lists);
+        CUDA_TRY(&c->device,
+                 mp_cu_zero_pages(zero + 1, zero, step->n_zero_pages, c->slab, c->page_bytes, c->device.stream));
+    }
+    if (!may_replay(c) || c->device.error != cudaSuccess) return;
+    graph *g = find_graph(c, c->bucket);
+    if (!g) return;
+    c->replaying = g->rows != 0;
+    if (!c->replaying) {
+        c->recording = CUDA_TRY(&c->device, cudaStreamBeginCapture(c->device.stream, cudaStreamCaptureModeThreadLocal));
+    }
+}
+
+static void end_recording(cuda_backend *c) {
+    cudaGraph_t recorded = NULL;
+    graph *g = find_graph(c, c->bucket);
+    c->recording = false;
+    if (!CUDA_TRY(&c->device, cudaStreamEndCapture(c->device.stream, &recorded))) return;
+    if (CUDA_TRY(&c->device, cudaGraphInstantiate(&g->exec, recorded, 0))) g->rows = c->bucket;
+    cudaGraphDestroy(recorded);
+}
+
+static mepic_status cuda_step_end(mp_backend *b, mepic_error *err) {
+    cuda_backend *c = self(b);
+    if (c->recording) end_recording(c);
+    if (c->device.error == cudaSuccess && may_replay(c)) {
+        graph *g = find_graph(c, c->bucket);
+        if (g && g->rows) CUDA_TRY(&c->device, cudaGraphLaunch(g->exec, c->device.stream));
+    }
+    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    return mp_cu_status(&c->device, err);
+}
+
+static void cuda_embed(mp_backend *b) {
+    cuda_backend *c = self(b);
+    if (!launches(c)) return;
+    CUDA_TRY(&c->device, mp_cu_embed(mp_cu_lists_work(c->lists), c->bucket, c->weights.token_embd, c->hp->n_embd, c->x,
+                                     c->device.stream));
+}
+
+static void cuda_norm(mp_backend *b, mp_norm which, uint32_t layer) {
+    cuda_backend *c = self(b);
+    if (!launches(c)) return;
+    const mp_cu_layer *l = &c->weights.layers[layer];
+    CUDA_TRY(&c->device, mp_cu_norm(c->bucket, NULL, NULL, c->x, which == MP_NORM_ATTN ? l->attn_norm : l->ffn_norm,
+                                    c->hp->norm_eps, c->hp->n_embd, c->h, c->device.stream));
+}
+
+static void multiply(cuda_backend *c, product p, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out) {
+    mp_cu_matmul_run(c->products, p, n_rows, x, w, out, c->device.stream);
+}
+
+static void cuda_project(mp_backend *b, mp_proj which, uint32_t layer) {
+    cuda_backend *c = self(b);
+    if (!launches(c)) return;
+    const mp_cu_layer *l = &c->weights.layers[layer];
+    uint32_t n = c->bucket < c->max_rows ? c->bucket : c->max_rows;
+    switch (which) {
+    case MP_PROJ_QKV: multiply(c, PRODUCT_QKV, n, c->h, l->wqkv, c->qkv); break;
+    case MP_PROJ_OUT: multiply(c, PRODUCT_OUT, n, c->a, l->wo, c->x); break;
+    case MP_PROJ_GATE_UP: multiply(c, PRODUCT_GATE_UP, n, c->h, l->gate_up, c->gate_up); break;
+    case MP_PROJ_DOWN: multiply(c, PRODUCT_DOWN, n, c->g, l->down, c->x); break;
+    }
+}
+
+static size_t layer_offset(const cuda_backend *c, uint32_t layer) {
+    return (size_t)layer * c->hp->n_kv_heads * c->block_bytes;
+}
+
+static void cuda_store(mp_backend *b, uint32_t layer) {
+    cuda_backend *c = self(b);
+    if (!launches(c)) return;
+    const mp_cu_layer *l = &c->weights.layers[layer];
+    const mp_cu_store store = { .head_dim = c->hp->head_dim,
+                                .n_heads = c->hp->n_heads,
+                                .n_kv_heads = c->hp->n_kv_heads,
+                                .page_size = c->page_size,
+                                .rope = c->rope,
+                                .bias = l->bias,
+                                .q_norm = l->q_norm,
+                                .k_norm = l->k_norm,
+                                .norm_eps = c->hp->norm_eps,
+                                .qkv = c->qkv,
+                                .q = c->q,
+                                .slab = c->slab,
+                                .page_bytes = c->page_bytes,
+                                .block_bytes = c->block_bytes,
+                                .layer_offset = layer_offset(c, layer),
+                                .work = *mp_cu_lists_work(c->lists) };
+    CUDA_TRY(&c->device, mp_cu_store_rows(&store, c->bucket, c->device.stream));
+}
+
+static void cuda_attend(mp_backend *b, uint32_t layer) {
+    cuda_backend *c = self(b);
+    if (!launches(c)) return;
+    const mp_cu_attend a = { .head_dim = c->hp->head_dim,
+                             .n_heads = c->hp->n_heads,
+                             .n_kv_heads = c->hp->n_kv_heads,
+                             .page_size = c->page_size,
+                             .scale = 1.0f / sqrtf((float)c->hp->head_dim),
+                             .rope = c->rope,
+                             .slab = c->slab,
+                             .page_bytes = c->page_bytes,
+                             .block_bytes = c->block_bytes,
+                             .layer_offset = layer_offset(c, layer),
+                             .q = c->q,
+                             .out = c->a,
+                             .partial_o = c->partial_o,
+                             .partial_ml = c->partial_ml,
+                             .work = *mp_cu_lists_work(c->lists),
+                             .arch = c->device.arch,
+                             .n_sm = c->device.n_sm,
+                             .max_items = c->has_items ? c->n_pages : 0,
+                             .max_folds = c->has_items ? c->bucket : 0,
+                             .max_blocks = c->has_blocks ? c->bucket : 0 };
+    if (c->has_items) {
+        CUDA_TRY(&c->device, mp_cu_attend_decode(&a, c->device.stream));
+        CUDA_TRY(&c->device, mp_cu_attend_fold(&a, c->device.stream));
+    }
+    if (c->has_blocks) CUDA_TRY(&c->device, mp_cu_attend_prefill(&a, c->device.stream));
+}
+
+static void cuda_activate(mp_backend *b) {
+    cuda_backend *c = self(b);
+    if (!launches(c)) return;
+    CUDA_TRY(&c->device, mp_cu_swiglu(c->bucket, c->gate_up, c->hp->n_ff, c->g, c->device.stream));
+}
+
+/* ---- Logits ------------------------------------------------------------------------------------------------------ */
+
+/* Puts the logits of rows [first, first + n) of those that want some on the stream. */
+static void compute_logits(cuda_backend *c, uint32_t first, uint32_t n) {
+    const mp_cu_work *work = mp_cu_lists_work(c->lists);
+    uint32_t bucket = mp_cu_bucket(n) < c->logit_rows ? mp_cu_bucket(n) : c->logit_rows;
+    CUDA_TRY(&c->device, mp_cu_norm(bucket, work->logit_rows + first, &work->counts->n_logits, c->x,
+                                    c->weights.output_norm, c->hp->norm_eps, c->hp->n_embd, c->h, c->device.stream));
+    multiply(c, PRODUCT_LOGITS, bucket, c->h, c->weights.output, c->logits);
+    c->first_logits = first;
+    c->n_logits = n;
+}
+
+static uint32_t part_from(const cuda_backend *c, uint32_t first) {
+    uint32_t left = c->n_wanted - first;
+    return left < c->logit_rows ? left : c->logit_rows;
+}
+
+static void cuda_logits(mp_backend *b) {
+    cuda_backend *c = self(b);
+    if (launches(c)) {
+        compute_logits(c, 0, part_from(c, 0));
+    } else {
+        c->first_logits = 0;
+        c->n_logits = part_from(c, 0);
+    }
+}
+
+static const float *cuda_logits_row(mp_backend *b, uint32_t i) {
+    cuda_backend *c = self(b);
+    size_t n_vocab = c->hp->n_vocab;
+    if (i < c->first_logits || i >= c->first_logits + c->n_logits) {
+        c->replaying = false;
+        compute_logits(c, i, part_from(c, i));
+        c->n_host = 0;
+    }
+    if (i < c->first_host || i >= c->first_host + c->n_host) {
+        CUDA_TRY(&c->device, cudaMemcpyAsync(c->host, c->logits, c->n_logits * n_vocab * sizeof *c->host,
+                                             cudaMemcpyDeviceToHost, c->device.stream));
+        CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+        c->first_host = c->first_logits;
+        c->n_host = c->n_logits;
+    }
+    return c->host + (i - c->first_host) * n_vocab;
+}
+
+/* ---- Inspection and pages ---------------------------------------------------------------------------------------- */
+
+typedef struct activation {
+    void *data;
+    size_t width, stride, first; /* elements a row, from one row to the next, before the first */
+    bool f32;
+} activation;
+
+static activation find_activation(const cuda_backend *c, mp_act act) {
+    const mp_hparams *hp = c->hp;
+    size_t heads = heads_of(hp), kv = (size_t)hp->n_kv_heads * hp->head_dim, qkv = qkv_of(hp), ff = hp->n_ff;
+    switch (act) {
+    case MP_ACT_X: return (activation){ c->x, hp->n_embd, hp->n_embd, 0, true };
+    case MP_ACT_H: return (activation){ c->h, hp->n_embd, hp->n_embd, 0, false };
+    case MP_ACT_Q: return (activation){ c->q, heads, heads, 0, false };
+    case MP_ACT_K: return (activation){ c->qkv, kv, qkv, heads, false };
+    case MP_ACT_V: return (activation){ c->qkv, kv, qkv, heads + kv, false };
+    case MP_ACT_A: return (activation){ c->a, heads, heads, 0, false };
+    case MP_ACT_G: return (activation){ c->g, ff, ff, 0, false };
+    case MP_ACT_U: return (activation){ c->gate_up, ff, 2 * ff, ff, false };
+    case MP_ACT_LOGITS: return (activation){ c->logits, hp->n_vocab, hp->n_vocab, 0, true };
+    }
+    return (activation){ c->x, 0, 0, 0, true };
+}
+
+/* Row by row through the host's logits, which holds a row of any activation: nobody is in a hurry here. */
+static void cuda_act_read(mp_backend *b, mp_act act, uint32_t row, uint32_t n, float *dst) {
+    cuda_backend *c = self(b);
+    activation a = find_activation(c, act);
+    size_t size = a.f32 ? sizeof(float) : sizeof(mp_bf16);
+    c->n_host = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        const uint8_t *src = (const uint8_t *)a.data + ((row + r) * a.stride + a.first) * size;
+        for (size_t i = 0; i < a.width; i += c->hp->n_vocab) {
+            size_t part = a.width - i < c->hp->n_vocab ? a.width - i : c->hp->n_vocab;
+            CUDA_TRY(&c->device,
+                     cudaMemcpyAsync(c->host, src + i * size, part * size, cudaMemcpyDeviceToHost, c->device.stream));
+            CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+            for (size_t j = 0; j < part; j++) {
+                dst[r * a.width + i + j] = a.f32 ? c->host[j] : mp_bf16_to_f32(((const mp_bf16 *)(void *)c->host)[j]);
+            }
+        }
+    }
+}
+
+static void cuda_act_write(mp_backend *b, mp_act act, uint32_t row, uint32_t n, const float *src) {
+    cuda_backend *c = self(b);
+    activation a = find_activation(c, act);
+    size_t size = a.f32 ? sizeof(float) : sizeof(mp_bf16);
+    c->n_host = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        uint8_t *dst = (uint8_t *)a.data + ((row + r) * a.stride + a.first) * size;
+        for (size_t i = 0; i < a.width; i += c->hp->n_vocab) {
+            size_t part = a.width - i < c->hp->n_vocab ? a.width - i : c->hp->n_vocab;
+            for (size_t j = 0; j < part; j++) {
+                float x = src[r * a.width + i + j];
+                if (a.f32) {
+                    c->host[j] = x;
+                } else {
+                    ((mp_bf16 *)(void *)c->host)[j] = mp_f32_to_bf16(x);
+                }
+            }
+            CUDA_TRY(&c->device,
+                     cudaMemcpyAsync(dst + i * size, c->host, part * size, cudaMemcpyHostToDevice, c->device.stream));
+            CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+        }
+    }
+}
+
+static size_t cuda_page_bytes(const mp_backend *b) {
+    return ((const cuda_backend *)b)->page_bytes;
+}
+
+static void cuda_page_read(mp_backend *b, mp_page page, void *dst) {
+    cuda_backend *c = self(b);
+    CUDA_TRY(&c->device, cudaMemcpyAsync(dst, c->slab + page * c->page_bytes, c->page_bytes, cudaMemcpyDeviceToHost,
+                                         c->device.stream));
+    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+}
+
+static void cuda_page_write(mp_backend *b, mp_page page, const void *src) {
+    cuda_backend *c = self(b);
+    CUDA_TRY(&c->device, cudaMemcpyAsync(c->slab + page * c->page_bytes, src, c->page_bytes, cudaMemcpyHostToDevice,
+                                         c->device.stream));
+    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+}
+
+const mp_backend_ops mp_backend_cuda = {
+    .name = "cuda",
+    .cell_tokens = MP_CU_CELL_TOKENS,
+    .kv_type = MEPIC_KV_BF16,
+    .n_devices = cuda_n_devices,
+    .kv_memory = cuda_kv_memory,
+    .open = cuda_open,
+    .close = cuda_close,
+    .numerics = cuda_numerics,
+    .step_begin = cuda_step_begin,
+    .step_end = cuda_step_end,
+    .embed = cuda_embed,
+    .norm = cuda_norm,
+    .project = cuda_project,
+    .store = cuda_store,
+    .attend = cuda_attend,
+    .activate = cuda_activate,
+    .logits = cuda_logits,
+    .logits_row = cuda_logits_row,
+    .act_read = cuda_act_read,
+    .act_write = cuda_act_write,
+    .page_bytes = cuda_page_bytes,
+    .page_read = cuda_page_read,
+    .page_write = cuda_page_write,
+};
