@@ -89,14 +89,26 @@ int mp_bench_fail(const char *command, mp_session *session, const mepic_error *e
     return MP_EXIT_FAILURE;
 }
 
-mepic_status mp_bench_random_prompt(const mp_session *session, uint64_t seed, uint32_t n, mepic_prepared **out,
-                                    mepic_error *err) {
-    int32_t *tokens = mp_alloc(n * sizeof *tokens);
-    if (!tokens) return mp_fail_nomem(err, "a random prompt", n * sizeof *tokens);
-    mp_random random = { .state = seed };
-    for (uint32_t i = 0; i < n; i++) tokens[i] = (int32_t)mp_random_below(&random, session->info.n_vocab);
-    const mepic_segment segment = { .kind = MEPIC_TEXT, .tokens = tokens, .n_tokens = n };
-    const mepic_prompt prompt = { .size = sizeof prompt, .segments = &segment, .n_segments = 1, .no_bos = true };
+mepic_status mp_bench_random_prompt(const mp_session *session, uint64_t seed, uint32_t n_chunks, uint32_t chunk_tokens,
+                                    uint32_t n, mepic_prepared **out, mepic_error *err) {
+    mepic_segment segments[MP_BENCH_CHUNKS_MAX + 1];
+    size_t total = (size_t)n_chunks * chunk_tokens + n;
+    int32_t *tokens = mp_alloc(total * sizeof *tokens);
+    if (!tokens) return mp_fail_nomem(err, "a random prompt", total * sizeof *tokens);
+    mp_random random = { .state = 0 };
+    for (size_t i = 0; i < total; i++) {
+        if (i == total - n) random = (mp_random){ .state = seed };
+        tokens[i] = (int32_t)mp_random_below(&random, session->info.n_vocab);
+    }
+    for (uint32_t c = 0; c < n_chunks; c++) {
+        segments[c] = (mepic_segment){ .kind = MEPIC_CHUNK,
+                                       .tokens = tokens + (c + seed) % n_chunks * chunk_tokens,
+                                       .n_tokens = chunk_tokens };
+    }
+    segments[n_chunks] = (mepic_segment){ .kind = MEPIC_TEXT, .tokens = tokens + total - n, .n_tokens = n };
+    const mepic_prompt prompt = {
+        .size = sizeof prompt, .segments = segments, .n_segments = n_chunks + 1, .no_bos = true
+    };
     mepic_status status = mepic_prepare(session->engine, &prompt, out, err);
     mp_free(tokens);
     return status;

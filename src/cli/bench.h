@@ -15,8 +15,11 @@ int mp_bench_finish(mp_table *table, const char *command, const char *csv);
 /* Prints `err` as "mepic bench NAME: ..." and returns the exit status of a run that failed. */
 int mp_bench_fail(const char *command, mp_session *session, const mepic_error *err);
 
-/* A prompt of `n` random tokens without chunks. */
-mepic_status mp_bench_random_prompt(const mp_session *session, uint64_t seed, uint32_t n, mepic_prepared **out,
-                                    mepic_error *err);
+enum { MP_BENCH_CHUNKS_MAX = 256 };
+
+/* A prompt of n_chunks chunks of chunk_tokens random tokens each, and n random tokens. Every seed has the same chunks,
+ * starting with another one. */
+mepic_status mp_bench_random_prompt(const mp_session *session, uint64_t seed, uint32_t n_chunks, uint32_t chunk_tokens,
+                                    uint32_t n, mepic_prepared **out, mepic_error *err);
 
 #endif

@@ -10,7 +10,7 @@ enum { BATCH_MAX = 256, REPEATS_MAX = 99 };
 typedef struct speed_flags {
     mp_engine_flags engine;
     mp_counts lengths, batches;
-    uint32_t tokens, repeats;
+    uint32_t tokens, repeats, chunks, chunk_tokens;
     uint64_t seed;
     const char *csv;
 } speed_flags;
@@ -56,7 +56,7 @@ static mepic_status measure_all(const speed_bench *bench, mp_session *session, c
         double first = 0.0, rate;
         for (uint32_t i = 0; i < f->lengths.n; i++) {
             load l = { .batch = f->batches.items[b], .length = f->lengths.items[i] };
-            if (!fits(session, &l, f->tokens)) {
+            if (!fits(session, &l, f->tokens + f->chunks * f->chunk_tokens)) {
                 fprintf(stderr, "mepic bench %s: %u x %u tokens do not fit (%u pages, context %u); left out\n",
                         bench->name, l.batch, l.length, session->info.pages, session->info.context);
                 continue;
@@ -102,7 +102,8 @@ static mepic_status start_batch(mp_session *session, mp_reply *replies, const sp
                                 mepic_error *err) {
     for (uint32_t i = 0; i < l->batch; i++) {
         mepic_prepared *prepared;
-        mepic_status status = mp_bench_random_prompt(session, f->seed + i, l->length ? l->length : 1, &prepared, err);
+        mepic_status status =
+            mp_bench_random_prompt(session, f->seed + i, 0, 0, l->length ? l->length : 1, &prepared, err);
         if (status != MEPIC_OK) return status;
         const mepic_request request = {
             .size = sizeof request, .prompt = prepared, .ignore_eos = true, .reuse = MEPIC_REUSE_NONE
@@ -184,21 +185,37 @@ int mp_bench_decode(int argc, char **argv) {
 /* ---- prefill ----------------------------------------------------------------------------------------------------- */
 
 static const char prefill_usage[] = "usage: mepic bench prefill -m FILE [OPTIONS]\n\n"
-                                    "Prompt tokens a second of one request, to its first token; random prompts.\n";
+                                    "Prompt tokens a second of one request, to its first token; random prompts. With "
+                                    "--chunks, a prompt is that many\n"
+                                    "chunks, which are in the cache, and then --lengths tokens; --reuse none beside "
+                                    "it says what computing all costs.\n";
+
+static mepic_status prefill(mp_session *session, const speed_flags *f, uint32_t length, uint64_t seed, uint64_t *ns,
+                            mepic_error *err) {
+    mepic_prepared *prepared;
+    mepic_status status = mp_bench_random_prompt(session, seed, f->chunks, f->chunk_tokens, length, &prepared, err);
+    if (status != MEPIC_OK) return status;
+    mepic_reuse otherwise = f->chunks ? MEPIC_REUSE_MEPIC : MEPIC_REUSE_NONE;
+    const mepic_request request = { .size = sizeof request,
+                                    .prompt = prepared,
+                                    .max_tokens = 1,
+                                    .ignore_eos = true,
+                                    .reuse = f->engine.reuse ? (mepic_reuse)f->engine.reuse : otherwise };
+    mp_reply reply = { 0 };
+    status = mp_reply_run(session, &request, &reply, err);
+    *ns = reply.usage.ttft_ns;
+    mp_reply_clear(&reply);
+    mepic_prepared_free(prepared);
+    return status;
+}
 
 static mepic_status measure_prefill(mp_session *session, const speed_flags *f, const load *l, double *rate,
                                     mepic_error *err) {
-    mepic_prepared *prepared;
-    mepic_status status = mp_bench_random_prompt(session, f->seed + l->repeat, l->length, &prepared, err);
-    if (status != MEPIC_OK) return status;
-    const mepic_request request = {
-        .size = sizeof request, .prompt = prepared, .max_tokens = 1, .ignore_eos = true, .reuse = MEPIC_REUSE_NONE
-    };
-    mp_reply reply = { 0 };
-    status = mp_reply_run(session, &request, &reply, err);
-    if (status == MEPIC_OK) *rate = (double)l->length * 1e9 / (double)reply.usage.ttft_ns;
-    mp_reply_clear(&reply);
-    mepic_prepared_free(prepared);
+    uint64_t ns;
+    /* With chunks: puts them into the cache, behind another question. */
+    mepic_status status = f->chunks ? prefill(session, f, 1, f->seed + REPEATS_MAX, &ns, err) : MEPIC_OK;
+    if (status == MEPIC_OK) status = prefill(session, f, l->length, f->seed + l->repeat, &ns, err);
+    if (status == MEPIC_OK) *rate = (double)l->length * 1e9 / (double)ns;
     return status;
 }
 
@@ -209,14 +226,18 @@ static void add_prefill_cells(mp_table *table, const load *l, double rate) {
 }
 
 int mp_bench_prefill(int argc, char **argv) {
-    speed_flags f = { .lengths = { { 128, 512, 2048 }, 3 }, .batches = { { 1 }, 1 }, .tokens = 1, .repeats = 3 };
+    speed_flags f = {
+        .lengths = { { 128, 512, 2048 }, 3 }, .batches = { { 1 }, 1 }, .tokens = 1, .repeats = 3, .chunk_tokens = 1024
+    };
     const mp_option options[] = {
         MP_COUNTS(0, "lengths", &f.lengths, 1, 1u << 24, "N,...", "prompt lengths (default 128,512,2048)"),
+        MP_COUNT(0, "chunks", &f.chunks, 0, MP_BENCH_CHUNKS_MAX, "N", "chunks in front of them (default 0)"),
+        MP_COUNT(0, "chunk-tokens", &f.chunk_tokens, 64, 1u << 20, "N", "tokens of a chunk (default 1024)"),
         MP_COUNT(0, "repeats", &f.repeats, 1, REPEATS_MAX, "N", "runs of which the median counts (default 3)"),
         MP_NUMBER(0, "seed", &f.seed, 0, UINT64_MAX, "N", "of the random prompts"),
         MP_TEXT(0, "csv", &f.csv, "FILE", "write the table there as well"),
     };
-    const mp_option_group groups[] = { { "Benchmark", options, 4 }, mp_engine_flags_group(&f.engine) };
+    const mp_option_group groups[] = { { "Benchmark", options, 6 }, mp_engine_flags_group(&f.engine) };
     static const speed_bench bench = {
         .name = "prefill",
         .columns = { "tokens", "tokens/s", "TTFT ms", "x of first" },
