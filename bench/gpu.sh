@@ -1,0 +1,85 @@
+#!/bin/sh
+# Everything about the CUDA backend in one call on a machine with a GPU: build, check, time. Needs nvcc only to build:
+# with BUILD=DIR, what was built elsewhere is run. Prints a summary last; full output in OUT (default build/gpu).
+# usage: bench/gpu.sh [check] [ops] [model]     (default: all three)
+set -eu
+cd "$(dirname "$0")/.."
+case "${1:-}" in -h|--help) sed -n '2,4s/^# //p' "$0"; exit 0 ;; esac
+parts=${*:-check ops model}
+out=${OUT:-build/gpu}
+mkdir -p "$out"
+if [ -z "${BUILD:-}" ]; then
+    BUILD=build/cuda
+    cmake --preset cuda >"$out/build.log"
+    cmake --build --preset cuda >>"$out/build.log" || { tail -n 30 "$out/build.log"; exit 1; }
+fi
+failed=
+find_program() { # where it lies in a build tree, or flat in a folder of programs
+    for dir in tests bench tools src/cli .; do
+        [ -x "$BUILD/$dir/$1" ] && { echo "$BUILD/$dir/$1"; return; }
+    done
+    echo "bench/gpu.sh: $BUILD has no $1" >&2
+    return 1
+}
+step() { # step NAME PROGRAM ARGUMENTS...: output to a file, one line of verdict
+    name=$1
+    shift
+    if timeout 300 "$@" >"$out/$name.log" 2>&1; then
+        echo "ok      $name"
+    else
+        status=$?
+        if [ $status = 77 ]; then echo "skipped $name"; else
+            echo "FAILED  $name (status $status): $out/$name.log"
+            tail -n 15 "$out/$name.log"
+            failed="$failed $name"
+        fi
+    fi
+}
+has_part() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader || true
+if has_part check; then
+    for test in rows weights matmul decode prefill sample; do
+        program=$(find_program "test_cuda_$test") || continue
+        step "$test" "$program"
+        if command -v compute-sanitizer >/dev/null && [ -n "${SANITIZE:-}" ]; then
+            for tool in memcheck racecheck initcheck; do
+                step "$test-$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$program" small
+            done
+        fi
+    done
+    for test in reuse oracle; do
+        program=$(find_program "test_$test") || continue
+        step "$test" "$program" cuda
+        step "$test-smollm2" "$program" cuda model
+    done
+    program=$(find_program test_golden) && for model in smollm2-135m qwen0.5b; do
+        step "golden-$model" "$program" "$model" cuda
+    done
+fi
+if has_part ops; then
+    for bench in ops attend prefill; do
+        program=$(find_program "bench_cuda_$bench") || continue
+        step "bench-$bench" "$program"
+        cat "$out/bench-$bench.log"
+    done
+fi
+if has_part model; then
+    synth=$(find_program mepic-synth)
+    mepic=$(find_program mepic)
+    file=${MODEL:-$out/8b.gguf}
+    [ -f "$file" ] || step synth "$synth" --preset 8b --type Q4_0 --drawn-rows 64 "$file"
+    common="-m $file --device cuda -q -c 20480"
+    # shellcheck disable=SC2086
+    {
+        step decode "$mepic" bench decode $common --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
+        step prefill "$mepic" bench prefill $common --lengths 2048,8192 --step-tokens 8192
+        step resident "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192
+        step unshared "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192 --reuse none
+    }
+    for log in decode prefill resident unshared; do
+        echo "$log:"
+        cat "$out/$log.log"
+    done
+fi
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }
