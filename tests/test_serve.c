@@ -263,6 +263,19 @@ static void what_does_not_fit_is_refused_with_its_numbers(void **state) {
     json_decref(root);
 }
 
+static void a_text_far_too_long_is_not_tokenized(void **state) {
+    (void)state;
+    enum { SIZE = 16 * 512 + 200 };
+    char body[SIZE + 64];
+    size_t n = (size_t)snprintf(body, sizeof body, "{\"prompt\":\"");
+    memset(body + n, 'x', SIZE);
+    snprintf(body + n + SIZE, sizeof body - n - SIZE, "\"}");
+    json_t *root = http_ask_json(port, "POST", "/v1/completions", body, 400);
+    assert_string_equal(text_at(root, "error/code"), "context_length_exceeded");
+    assert_non_null(strstr(text_at(root, "error/message"), "8392 bytes"));
+    json_decref(root);
+}
+
 static void routes_and_methods_are_named(void **state) {
     (void)state;
     http_reply reply;
@@ -354,6 +367,32 @@ static void every_route_asks_for_a_key(void **state) {
     start(&again);
 }
 
+static void a_key_has_its_own_limit(void **state) {
+    (void)state;
+    mp_keys *keys = read_keys("secret-one-1 alice\n");
+    stop();
+    mp_server_options options = default_options();
+    options.keys = keys;
+    options.max_per_key = 2;
+    start(&options);
+    http_reply reply;
+    char seconds[16];
+    static const char key[] = "Authorization: Bearer secret-one-1\r\n";
+    int status = http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":3}", &reply);
+    assert_int_equal(status, 429);
+    assert_true(http_header(reply.head, "Retry-After", seconds, sizeof seconds));
+    assert_non_null(strstr(reply.body, "rate_limit_error"));
+    http_reply_clear(&reply);
+    for (int i = 0; i < 3; i++) { // its seats are free again before the answer is there
+        assert_int_equal(http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":2}", &reply), 200);
+        http_reply_clear(&reply);
+    }
+    stop();
+    mp_keys_free(keys);
+    const mp_server_options again = default_options();
+    start(&again);
+}
+
 static void bad_key_files_are_refused(void **state) {
     (void)state;
     assert_null(read_keys(""));
@@ -390,6 +429,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(one_connection_carries_many_requests, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_bodies_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(what_does_not_fit_is_refused_with_its_numbers, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_text_far_too_long_is_not_tokenized, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_key_has_its_own_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(a_full_queue_says_so, setup, teardown),
         cmocka_unit_test_setup_teardown(every_route_asks_for_a_key, setup, teardown),

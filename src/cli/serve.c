@@ -12,7 +12,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 9, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum { N_SERVE_OPTIONS = 10, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
@@ -26,7 +26,7 @@ typedef struct serve_flags {
     mp_engine_flags engine;
     const char *host, *key_file;
     mp_texts names;
-    uint32_t port, max_replies, max_connections, drain;
+    uint32_t port, max_replies, max_per_key, max_connections, drain;
     uint64_t max_body;
     bool open;
     mp_option table[N_SERVE_OPTIONS];
@@ -43,6 +43,8 @@ static mp_option_group serve_group(serve_flags *f) {
                  "name of the model in requests; may be given several times (default: the file's)"),
         MP_COUNT(0, "max-replies", &f->max_replies, 1, 65536, "N",
                  "replies that wait or run; more are refused with 503 (default 1024)"),
+        MP_COUNT(0, "max-replies-per-key", &f->max_per_key, 1, 65536, "N",
+                 "of these, by one key; more are refused with 429 (default: no bound of its own)"),
         MP_COUNT(0, "max-connections", &f->max_connections, 1, 65536, "N", "open connections (default 4096)"),
         MP_SIZE(0, "max-body", &f->max_body, 1024, 1 << 30, "SIZE", "largest body of a request (default 8M)"),
         MP_COUNT(0, "drain", &f->drain, 0, 3600, "SECONDS", "how long SIGTERM waits for what runs (default 30)"),
@@ -75,6 +77,7 @@ static mepic_status open_server(const serve_flags *f, mp_session *session, const
         .allow_open = f->open,
         .n_names = f->names.n,
         .max_replies = f->max_replies,
+        .max_per_key = f->max_per_key,
         .max_connections = f->max_connections,
         .max_body = f->max_body,
         .log = { .write = write_log, .user = session },

@@ -12,7 +12,8 @@ struct mp_feed_shared {
     pthread_mutex_t lock; /* of everything below, and of the choices' ids */
     mp_buf events;
     uint32_t n_done;
-    bool paused, poked, left;
+    bool paused, poked;
+    atomic_bool left;   /* set under the lock, read anywhere */
     uint64_t paused_ns; /* when */
     mp_api_error error;
 };
@@ -27,8 +28,7 @@ typedef struct record {
 
 enum { RECORD_ALIGN = 8 };
 
-mepic_status mp_feed_open(mp_generation *generation, const char *scope, const mp_feed_reader *reader, mp_feed **out,
-                          mepic_error *err) {
+mepic_status mp_feed_open(mp_generation *generation, const mp_feed_reader *reader, mp_feed **out, mepic_error *err) {
     uint32_t n = mp_generation_choices(generation);
     mp_feed *feed = mp_calloc(1, sizeof *feed);
     struct mp_feed_shared *shared = mp_calloc(1, sizeof *shared);
@@ -43,7 +43,7 @@ mepic_status mp_feed_open(mp_generation *generation, const char *scope, const mp
     atomic_init(&shared->references, 1);
     shared->reader = *reader;
     shared->events.limit = reader->limit;
-    *feed = (mp_feed){ .generation = generation, .scope = scope, .choices = choices, .n_choices = n, .shared = shared };
+    *feed = (mp_feed){ .generation = generation, .choices = choices, .n_choices = n, .shared = shared };
     *out = feed;
     return MEPIC_OK;
 }
@@ -84,10 +84,7 @@ bool mp_feed_started(mp_feed *feed, mp_choice *choice, mepic_request_id id) {
 }
 
 bool mp_feed_left(mp_feed *feed) {
-    pthread_mutex_lock(&feed->shared->lock);
-    bool left = feed->shared->left;
-    pthread_mutex_unlock(&feed->shared->lock);
-    return left;
+    return atomic_load(&feed->shared->left);
 }
 
 static bool append_padded(mp_buf *events, const void *bytes, size_t n) {

@@ -38,15 +38,16 @@ typedef struct mp_feed_reader {
 struct mp_feed {
     mp_generation *generation; /* owned */
     const char *scope;         /* of the client's key, outlives the feed; NULL = the common one */
+    uint32_t tenant;           /* whose requests take turns with others'; 0 = nobody's in particular */
     mp_choice *choices;        /* [n_choices] */
     uint32_t n_choices, n_ended;
+    uint64_t n_tokens;        /* of the prompts; set by submit */
     mp_feed *next, *previous; /* in the loop's lists */
     struct mp_feed_shared *shared;
 };
 
 /* Takes `generation` over on success. The caller holds the one reference. */
-mepic_status mp_feed_open(mp_generation *generation, const char *scope, const mp_feed_reader *reader, mp_feed **out,
-                          mepic_error *err);
+mepic_status mp_feed_open(mp_generation *generation, const mp_feed_reader *reader, mp_feed **out, mepic_error *err);
 void mp_feed_hold(mp_feed *feed);
 void mp_feed_drop(mp_feed *feed);
 

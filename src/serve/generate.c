@@ -36,7 +36,7 @@ static bool check_length(const mp_exchange *x, const mp_generation *g, mp_api_er
 
 static bool begin(mp_exchange *x, mp_api_error *err) {
     mp_server *server = x->server;
-    if (!mp_loop_welcome(server->loop, err)) return false;
+    if (!mp_loop_welcome(server->loop, x->key ? x->key->index + 1 : 0, err)) return false;
     json_t *body = mp_json_parse(x->body.data, x->body.len, err);
     if (!body) return false;
     mepic_error why;
@@ -58,9 +58,13 @@ static bool begin(mp_exchange *x, mp_api_error *err) {
         .limit = x->streaming ? STREAM_WAITING_MAX : BODY_WAITING_MAX,
         .wake_at = x->streaming ? 0 : BODY_WAKE_AT,
     };
-    if (mp_feed_open(generation, x->key ? x->key->scope : NULL, &reader, &x->feed, &why) != MEPIC_OK) {
+    if (mp_feed_open(generation, &reader, &x->feed, &why) != MEPIC_OK) {
         mp_generation_free(generation);
         return mp_refuse_engine(err, &why);
+    }
+    if (x->key) {
+        x->feed->scope = x->key->scope;
+        x->feed->tenant = x->key->index + 1;
     }
     if (!mp_loop_submit(server->loop, x->feed, err)) return false;
     mp_watch_feed(x->watched, x->feed);

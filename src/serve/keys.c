@@ -63,6 +63,7 @@ static mepic_status add_line(mp_keys *keys, const char *path, uint32_t number, c
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: this key was given before", path, number);
     }
     if (!fill_key(&keys->items[keys->n], from, n, name)) return mp_fail_nomem(err, path, sizeof *grown);
+    keys->items[keys->n].index = keys->n;
     keys->n++;
     return MEPIC_OK;
 }

@@ -13,6 +13,7 @@ enum { MP_KEYS_MAX = 4096, MP_KEY_LEN_MIN = 8, MP_KEY_LEN_MAX = 256 };
 
 typedef struct mp_key {
     mp_digest digest;
+    uint32_t index; /* in the file's order, from 0 */
     char name[48];
     char scope[72];
 } mp_key;

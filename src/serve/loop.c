@@ -2,6 +2,11 @@
 
 #include <pthread.h>
 
+#include "serve/line.h"
+
+/* Requests that may wait in the engine, where the order is that of arrival: enough to fill its steps. */
+enum { AHEAD = 16 };
+
 struct mp_loop {
     mepic_engine *engine;
     mp_loop_options options;
@@ -11,11 +16,14 @@ struct mp_loop {
     pthread_mutex_t lock; /* of everything below */
     pthread_cond_t wake;
     mp_feed *first, *last; /* submitted, not seen by the thread yet */
-    uint32_t n_choices;    /* of these and of the live ones */
+    uint32_t n_choices;    /* of these, of those in line and of the live ones */
+    uint64_t n_tokens;     /* of their prompts */
+    uint32_t *by_tenant;   /* [n_tenants] of n_choices */
     bool stop, broken;
     mp_api_error refusal; /* status 0: submissions are welcome */
     mp_metrics metrics;
 
+    mp_line *line; /* the thread's own: seen, not in the engine yet */
     mp_feed *live; /* the thread's own: in the engine */
     bool idle;     /* the thread's own: on_idle was called and nothing came since */
 };
@@ -26,6 +34,8 @@ struct mp_loop {
 static void leave_seats(mp_loop *loop, const mp_feed *feed) {
     pthread_mutex_lock(&loop->lock);
     loop->n_choices -= feed->n_choices;
+    loop->n_tokens -= feed->n_tokens;
+    loop->by_tenant[feed->tenant] -= feed->n_choices;
     pthread_mutex_unlock(&loop->lock);
 }
 
@@ -63,11 +73,6 @@ static void end_choices(mp_loop *loop, mp_feed *feed, uint32_t n) {
 
 /* Puts a feed's requests into the engine, all or none. */
 static void start_feed(mp_loop *loop, mp_feed *feed) {
-    if (mp_feed_left(feed)) {
-        leave_seats(loop, feed);
-        mp_feed_drop(feed);
-        return;
-    }
     link_feed(loop, feed);
     mepic_error err;
     uint32_t i = 0;
@@ -103,7 +108,14 @@ static void take_event(mp_loop *loop, const mepic_event *event) {
     if (done) end_choices(loop, feed, 1);
 }
 
+static void drop_waiting(mp_loop *loop, mp_feed *feed, const mp_api_error *why) {
+    leave_seats(loop, feed);
+    if (why) mp_feed_fail(feed, why);
+    mp_feed_drop(feed);
+}
+
 static void fail_all(mp_loop *loop, const mp_api_error *why) {
+    for (mp_feed *feed = mp_line_pop(loop->line); feed; feed = mp_line_pop(loop->line)) drop_waiting(loop, feed, why);
     for (mp_feed *feed = loop->live; feed; feed = feed->next) {
         mp_feed_fail(feed, why);
         cancel_choices(loop, feed);
@@ -142,9 +154,25 @@ static void step(mp_loop *loop) {
     if (status != MEPIC_OK) note_broken(loop, &err);
 }
 
+/* From the line into the engine, as long as few wait there. */
+static void fill_engine(mp_loop *loop) {
+    for (mp_feed *feed = mp_line_take_left(loop->line), *next; feed; feed = next) {
+        next = feed->next;
+        drop_waiting(loop, feed, NULL);
+    }
+    mepic_stats stats;
+    mepic_stats_read(loop->engine, &stats);
+    for (uint32_t ahead = stats.queued; ahead < AHEAD && !loop->broken;) {
+        mp_feed *feed = mp_line_pop(loop->line);
+        if (!feed) break;
+        ahead += feed->n_choices;
+        start_feed(loop, feed);
+    }
+}
+
 /* Waits until there is something to do. The feeds that came, as a list by `next`; *stop: the end. */
 static mp_feed *wait_for_work(mp_loop *loop, bool *stop) {
-    bool busy = !loop->broken && mepic_busy(loop->engine);
+    bool busy = !mp_line_empty(loop->line) || (!loop->broken && mepic_busy(loop->engine));
     if (!busy && !loop->live && !loop->idle) {
         loop->idle = true;
         if (loop->options.on_idle) loop->options.on_idle(loop->options.user);
@@ -165,9 +193,10 @@ static void *run(void *arg) {
         while (feed) {
             mp_feed *next = feed->next;
             loop->idle = false;
-            start_feed(loop, feed);
+            mp_line_push(loop->line, feed);
             feed = next;
         }
+        if (!stop && !mp_line_empty(loop->line)) fill_engine(loop);
         if (!stop && !loop->broken && mepic_busy(loop->engine)) step(loop);
     }
     fail_all(loop, &loop->refusal); // set before `stop`, and not changed afterwards
@@ -185,6 +214,12 @@ mepic_status mp_loop_open(mepic_engine *engine, const mp_loop_options *options, 
     mepic_stats_read(engine, &loop->metrics.engine);
     pthread_mutex_init(&loop->lock, NULL);
     pthread_cond_init(&loop->wake, NULL);
+    loop->line = mp_line_open(options->n_tenants);
+    loop->by_tenant = mp_calloc(options->n_tenants, sizeof *loop->by_tenant);
+    if (!loop->line || !loop->by_tenant) {
+        mp_loop_close(loop);
+        return mp_fail_nomem(err, "the engine's loop", options->n_tenants * sizeof *loop->by_tenant);
+    }
     if (pthread_create(&loop->thread, NULL, run, loop) != 0) {
         mp_loop_close(loop);
         return mp_fail(err, MEPIC_ERR_NOMEM, "a thread for the engine could not be started");
@@ -194,14 +229,23 @@ mepic_status mp_loop_open(mepic_engine *engine, const mp_loop_options *options, 
     return MEPIC_OK;
 }
 
-/* Under the lock. */
-static bool has_room(mp_loop *loop, uint32_t n, mp_api_error *err) {
+/* Under the lock. n_tokens: of the prompts, 0 where they are not known yet. */
+static bool has_room(mp_loop *loop, uint32_t tenant, uint32_t n, uint64_t n_tokens, mp_api_error *err) {
+    const mp_loop_options *o = &loop->options;
     if (loop->refusal.status) {
         *err = loop->refusal;
-    } else if (n > loop->options.max_choices - loop->n_choices) {
+    } else if (tenant && o->max_per_tenant && n + loop->by_tenant[tenant] > o->max_per_tenant) {
+        mp_refuse(err, 429, "too_many_requests", NULL,
+                  "%u replies to this key wait or run and %u more are asked for; a key has %u, try again later",
+                  loop->by_tenant[tenant], n, o->max_per_tenant);
+    } else if (n > o->max_choices - loop->n_choices) {
         mp_refuse(err, 503, "overloaded", NULL,
                   "%u replies wait or run and %u more are asked for; the server takes %u, try again later",
-                  loop->n_choices, n, loop->options.max_choices);
+                  loop->n_choices, n, o->max_choices);
+    } else if (o->max_tokens && loop->n_choices > 0 && loop->n_tokens + n_tokens > o->max_tokens) {
+        mp_refuse(err, 503, "overloaded", NULL,
+                  "prompts of %llu tokens wait or run; the server takes %llu, try again later",
+                  (unsigned long long)loop->n_tokens, (unsigned long long)o->max_tokens);
     } else {
         return true;
     }
@@ -209,19 +253,22 @@ static bool has_room(mp_loop *loop, uint32_t n, mp_api_error *err) {
     return false;
 }
 
-bool mp_loop_welcome(mp_loop *loop, mp_api_error *err) {
+bool mp_loop_welcome(mp_loop *loop, uint32_t tenant, mp_api_error *err) {
     pthread_mutex_lock(&loop->lock);
-    bool ok = has_room(loop, 1, err);
+    bool ok = has_room(loop, tenant, 1, 0, err);
     pthread_mutex_unlock(&loop->lock);
     return ok;
 }
 
 bool mp_loop_submit(mp_loop *loop, mp_feed *feed, mp_api_error *err) {
+    feed->n_tokens = mp_generation_tokens(feed->generation);
     pthread_mutex_lock(&loop->lock);
-    bool ok = has_room(loop, feed->n_choices, err);
+    bool ok = has_room(loop, feed->tenant, feed->n_choices, feed->n_tokens, err);
     if (ok) {
         mp_feed_hold(feed);
         loop->n_choices += feed->n_choices;
+        loop->n_tokens += feed->n_tokens;
+        loop->by_tenant[feed->tenant] += feed->n_choices;
         feed->next = NULL;
         if (loop->last)
             loop->last->next = feed;
@@ -257,6 +304,8 @@ void mp_loop_close(mp_loop *loop) {
     mp_loop_stop(loop, &reason);
     pthread_cond_destroy(&loop->wake);
     pthread_mutex_destroy(&loop->lock);
+    mp_line_close(loop->line);
+    mp_free(loop->by_tenant);
     mp_free(loop);
 }
 

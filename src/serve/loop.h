@@ -1,4 +1,5 @@
-/* The thread that owns the engine: it takes feeds from a bounded queue, steps, and hands out events.
+/* The thread that owns the engine: it takes feeds from a bounded queue, by tenant in turn (line.h), steps, and hands
+ * out events.
  *
  * Submissions come from HTTP threads; cancels need no queue, since mepic_cancel may be called from any thread and a
  * feed that was left before it was submitted is dropped when its turn comes. The loop waits for nobody but its queue:
@@ -13,7 +14,10 @@
 typedef struct mp_loop mp_loop;
 
 typedef struct mp_loop_options {
-    uint32_t max_choices; /* replies that wait or run; more are refused */
+    uint32_t max_choices;    /* replies that wait or run; more are refused */
+    uint64_t max_tokens;     /* of their prompts; 0 = no bound */
+    uint32_t n_tenants;      /* feeds have tenants 0 .. n_tenants - 1 */
+    uint32_t max_per_tenant; /* replies of one tenant but 0 that wait or run; 0 = no bound of its own */
     void (*on_broken)(void *user); /* called once, on the loop's thread */
     void (*on_idle)(void *user);   /* whenever the last feed has ended, on the loop's thread; NULL = none */
     void *user;
@@ -25,10 +29,10 @@ mepic_status mp_loop_open(mepic_engine *engine, const mp_loop_options *options, 
 void mp_loop_stop(mp_loop *loop, const mp_api_error *reason);
 void mp_loop_close(mp_loop *loop); /* stops if need be; NULL is a no-op */
 
-/* Any thread. Holds a reference while it needs the feed. False: *err is a 503. */
+/* Any thread. Holds a reference while it needs the feed. False: *err is a 503, or a 429 for the tenant's own bound. */
 bool mp_loop_submit(mp_loop *loop, mp_feed *feed, mp_api_error *err);
 /* What submit would say to one reply, before work is put into it. */
-bool mp_loop_welcome(mp_loop *loop, mp_api_error *err);
+bool mp_loop_welcome(mp_loop *loop, uint32_t tenant, mp_api_error *err);
 /* From now on submissions are refused with `reason`; what is there goes on. */
 void mp_loop_refuse(mp_loop *loop, const mp_api_error *reason);
 /* The state after the last step. */

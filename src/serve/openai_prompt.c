@@ -118,7 +118,7 @@ static bool add_messages(mp_prompt_draft *draft, const mp_openai_request *reques
 static bool add_prompt(mp_generation *generation, const mp_api *api, const mp_prompt_draft *draft, bool no_bos,
                        mp_api_error *err) {
     mepic_prepared *prepared;
-    if (!mp_draft_prepare(draft, api->engine, no_bos, &prepared, err)) return false;
+    if (!mp_draft_prepare(draft, api, no_bos, &prepared, err)) return false;
     generation->prompts[generation->n_prompts++] = prepared;
     return true;
 }

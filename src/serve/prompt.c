@@ -6,7 +6,8 @@
 #include "serve/documents.h"
 #include "serve/json.h"
 
-enum { DOCUMENT_BYTES_MAX = 16 << 20 };
+/* Tokens are about four bytes; code and tables have longer ones. */
+enum { DOCUMENT_BYTES_MAX = 16 << 20, BYTES_PER_TOKEN_MAX = 16 };
 
 /* ---- Parts ------------------------------------------------------------------------------------------------------- */
 
@@ -161,8 +162,18 @@ bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_
 
 /* ---- Prepare ----------------------------------------------------------------------------------------------------- */
 
-bool mp_draft_prepare(const mp_prompt_draft *draft, const mepic_engine *engine, bool no_bos, mepic_prepared **out,
+static bool check_bytes(const mp_prompt_draft *draft, const mp_api *api, mp_api_error *err) {
+    uint64_t bytes = 0, most = (uint64_t)api->info->context * BYTES_PER_TOKEN_MAX;
+    for (uint32_t i = 0; i < draft->n_segments; i++) bytes += draft->segments[i].len;
+    if (bytes <= most) return true;
+    return mp_refuse(err, 400, "context_length_exceeded", NULL,
+                     "the prompt has %llu bytes; a context of %u tokens is not tried with more than %llu",
+                     (unsigned long long)bytes, api->info->context, (unsigned long long)most);
+}
+
+bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err) {
+    if (!check_bytes(draft, api, err)) return false;
     mepic_message *messages = mp_calloc(draft->n_messages, sizeof *messages);
     if (!messages) return mp_refuse_memory(err, "a prompt");
     for (uint32_t i = 0; i < draft->n_messages; i++) {
@@ -178,7 +189,7 @@ bool mp_draft_prepare(const mp_prompt_draft *draft, const mepic_engine *engine, 
         .no_bos = no_bos,
     };
     mepic_error why;
-    mepic_status status = mepic_prepare(engine, &prompt, out, &why);
+    mepic_status status = mepic_prepare(api->engine, &prompt, out, &why);
     mp_free(messages);
     return status == MEPIC_OK || mp_refuse_engine(err, &why);
 }

@@ -4,9 +4,7 @@
 #ifndef MEPIC_SERVE_PROMPT_H
 #define MEPIC_SERVE_PROMPT_H
 
-#include <jansson.h>
-
-#include "serve/error.h"
+#include "serve/dialect.h"
 
 typedef struct mp_prompt_draft {
     mepic_segment *segments;
@@ -33,8 +31,9 @@ bool mp_draft_close(mp_prompt_draft *draft, const char *role);
 bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_api_error *err);
 uint32_t mp_documents_count(const json_t *documents);
 
-/* The messages or, if there are none, the segments (behind the model's BOS unless no_bos) as a prepared prompt. */
-bool mp_draft_prepare(const mp_prompt_draft *draft, const mepic_engine *engine, bool no_bos, mepic_prepared **out,
+/* The messages or, if there are none, the segments (behind the model's BOS unless no_bos) as a prepared prompt. What is
+ * far too long for a context of so many tokens is refused by its bytes, before it is tokenized. */
+bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err);
 bool mp_refuse_memory(mp_api_error *err, const char *what);
 

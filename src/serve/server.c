@@ -350,6 +350,7 @@ static void fill_defaults(mp_server *server) {
     mp_server_options *o = &server->options;
     if (!o->host) o->host = "127.0.0.1";
     if (!o->max_replies) o->max_replies = 1024;
+    if (!o->max_tokens) o->max_tokens = 16 << 20;
     if (!o->max_connections) o->max_connections = 4096;
     if (!o->max_body) o->max_body = 8 << 20;
     if (!o->silence_ms) o->silence_ms = 4000;
@@ -401,9 +402,13 @@ mepic_status mp_server_open(const mp_server_options *options, mp_server **out, m
     pthread_cond_init(&server->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
     server->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    const mp_loop_options loop = {
-        .max_choices = server->options.max_replies, .on_broken = note_event, .on_idle = note_event, .user = server
-    };
+    const mp_loop_options loop = { .max_choices = server->options.max_replies,
+                                   .max_tokens = server->options.max_tokens,
+                                   .n_tenants = options->keys ? mp_keys_count(options->keys) + 1 : 1,
+                                   .max_per_tenant = server->options.max_per_key,
+                                   .on_broken = note_event,
+                                   .on_idle = note_event,
+                                   .user = server };
     const mp_watch_options watch = {
         .engine = options->engine,
         .max_connections = server->options.max_connections,

@@ -20,6 +20,8 @@ typedef struct mp_server_options {
     const char *names[MP_SERVED_NAMES_MAX]; /* of the model; the first is told, all are taken */
     uint32_t n_names;
     uint32_t max_replies;     /* that wait or run; 0 = 1024. The engine's max_queued must not be less */
+    uint32_t max_per_key;     /* of these, by one key; 0 = no bound of its own */
+    uint64_t max_tokens;      /* of their prompts; 0 = 16 Mi */
     uint32_t max_connections; /* 0 = 4096 */
     size_t max_body;          /* bytes; 0 = 8 MiB */
     uint32_t silence_ms;      /* a stream that says nothing for so long gets a comment; 0 = 4000 */
