@@ -73,3 +73,9 @@ uint64_t mp_hash64(uint64_t seed, const void *bytes, size_t n) {
     for (size_t i = 0; i < n; i++) w |= (uint64_t)p[i] << 8 * i;
     return mix(h ^ w);
 }
+
+uint64_t mp_hash64_pair(uint64_t seed, uint64_t value) {
+    uint8_t bytes[8];
+    for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)(value >> 8 * i);
+    return mp_hash64(seed, bytes, sizeof bytes);
+}

@@ -25,5 +25,7 @@ uint64_t mp_digest_bucket(const mp_digest *d);
 
 /* Not cryptographic; the same value on every machine. Chain by passing the previous value as seed. */
 uint64_t mp_hash64(uint64_t seed, const void *bytes, size_t n);
+/* The hash of a number's 8 bytes, the lowest first: the random bits of a draw are those of (seed, position). */
+uint64_t mp_hash64_pair(uint64_t seed, uint64_t value);
 
 #endif

@@ -91,7 +91,7 @@ static void adjust(mp_sampler *s, const mepic_sampling *p, const int32_t *tokens
         uint32_t first = n > window ? n - window : 0;
         for (uint32_t i = first; i < n; i++) {
             float *x = &s->logits[tokens[i]];
-            if (s->count[tokens[i]]++ == 0) *x = *x > 0 ? *x / penalty : *x * penalty;
+            if (s->count[tokens[i]]++ == 0) *x = usable(*x > 0 ? *x / penalty : *x * penalty);
         }
         for (uint32_t i = first; i < n; i++) s->count[tokens[i]] = 0;
     }
@@ -120,9 +120,7 @@ static bool largest(const mp_sampler *s, uint32_t *best) {
 
 /* Uniform in [0, 1), a function of seed and position. */
 static double uniform(uint64_t seed, uint64_t position) {
-    uint8_t bytes[8];
-    for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)(position >> 8 * i);
-    return (double)(mp_hash64(seed, bytes, sizeof bytes) >> 11) * 0x1p-53;
+    return (double)(mp_hash64_pair(seed, position) >> 11) * 0x1p-53;
 }
 
 static bool before(const mp_sampler *s, uint32_t a, uint32_t b) {
