@@ -3,10 +3,11 @@
  *
  *   bench_cuda_ops [--only TEXT] [--rows N]...
  *
- * Ceilings: a large device-to-device copy, counting bytes read and written, and a matrix product of 8,192 x 8,192 x
- * 8,192 in bf16 on random data. A line's bound is its least bytes over the one or its operations over the other,
+ * Ceilings: reading memory once through, and a matrix product of 8,192 x 8,192 x 8,192 in bf16 on random data (and a
+ * large copy, for comparison). A line's bound is its least bytes over the one or its operations over the other,
  * whichever is longer. A graph of runs is replayed, so launches cost what they cost in a step; weights and what else is
  * large have more copies than L2 holds, passed over in turn as in a step. Times are medians of the replays. */
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,8 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/matmul.h"
+#include "backend/cuda/sample.h"
+#include "bench/cuda_read.h"
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/mem.h"
@@ -110,7 +113,7 @@ static bool report(bench *b, const op *o, const char *name, double bytes, double
     repeated.repeat = bound > 300 ? 3 : n_copies(b, o) > 20 ? n_copies(b, o) : 20;
     double us = measure(b, &repeated);
     if (us < 0) return false;
-    printf("%-5s %-14s %5u rows %9.2f us  bound %9.2f us (%s)  %5.1f %%\n", o->model->name, name, o->rows, us, bound,
+    printf("%-5s %-15s %5u rows %9.2f us  bound %9.2f us (%s)  %5.1f %%\n", o->model->name, name, o->rows, us, bound,
            by_bytes > by_flops ? "bytes" : "flops", 100 * bound / us);
     fflush(stdout);
     return true;
@@ -131,6 +134,11 @@ static bool run_copy(bench *b, const op *o, uint32_t i) {
     return TRY(b, cudaMemcpyAsync(b->out, b->data, o->in_bytes, cudaMemcpyDeviceToDevice, b->device.stream));
 }
 
+static bool run_read(bench *b, const op *o, uint32_t i) {
+    (void)i;
+    return TRY(b, mp_bench_read(b->data, o->in_bytes, b->device.n_sm, b->out, b->device.stream));
+}
+
 static bool run_product(bench *b, const op *o, uint32_t i) {
     return mp_cu_matmul_run(o->matmul, o->index, o->rows, o->fixed[0], in_of(b, o, i), b->out, b->device.stream);
 }
@@ -139,7 +147,11 @@ static bool ceilings(bench *b) {
     const op copy = { .run = run_copy, .model = &models[0], .in_bytes = (size_t)512 << 20, .repeat = 4 };
     double us = measure(b, &copy);
     if (us < 0) return false;
-    b->bytes_per_us = 2.0 * (double)copy.in_bytes / us;
+    double copied = 2.0 * (double)copy.in_bytes / us;
+    const op read = { .run = run_read, .model = &models[0], .in_bytes = b->data_bytes, .repeat = 2 };
+    us = measure(b, &read);
+    if (us < 0) return false;
+    b->bytes_per_us = (double)read.in_bytes / us;
     enum { N = 8192 };
     const mp_bf16 *w = (const mp_bf16 *)(void *)b->data;
     const mp_cu_shape square = {
@@ -153,9 +165,75 @@ static bool ceilings(bench *b) {
     mp_cu_matmul_close(o.matmul);
     if (us < 0) return false;
     b->flops_per_us = 2.0 * N * N * N / us;
-    printf("%s: copy %.0f GB/s, product of 8192^3 in bf16 %.0f TFLOP/s\n", b->device.name, b->bytes_per_us / 1e3,
-           b->flops_per_us / 1e6);
+    printf("%s: read %.0f GB/s, copy %.0f GB/s, product of 8192^3 in bf16 %.0f TFLOP/s\n", b->device.name,
+           b->bytes_per_us / 1e3, copied / 1e3, b->flops_per_us / 1e6);
     return true;
+}
+
+/* ---- Sampling ---------------------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    float temperature, top_p, min_p;
+    uint32_t top_k, logprob;
+} samplings[] = {
+    { "greedy", 0, 0, 0, 0, 0 },           { "greedy, logprob", 0, 0, 0, 0, 1 }, { "temperature", 1, 0, 0, 0, 0 },
+    { "top-k, top-p", 1, 0.9f, 0, 50, 0 }, { "min-p", 1, 0, 0.05f, 0, 0 },       { "top-p", 1, 0.9f, 0, 0, 0 },
+    { "top-p, flat", 3, 0.9f, 0, 0, 0 },
+};
+enum { N_SAMPLINGS = sizeof samplings / sizeof *samplings, SAMPLED_ROWS = 256, SHIFT = 976 };
+
+static bool run_sample(bench *b, const op *o, uint32_t i) {
+    float *logits = (float *)out_of(b, o, i);
+    return TRY(b, mp_cu_sample_rows(o->fixed[0], o->rows, NULL, NULL, logits, o->model->n_vocab,
+                                    mp_cu_sample_blocks(&b->device, o->rows),
+                                    (mp_cu_drawn *)(void *)(b->out + b->out_bytes / 2), b->device.stream));
+}
+
+/* Rows of logits like those of a language model: normal, with a few that stand out. */
+static bool fill_logits(bench *b, const model *m, uint32_t rows, uint32_t copies) {
+    size_t n = m->n_vocab + (size_t)SHIFT * rows;
+    float *base = mp_alloc(n * sizeof *base);
+    if (!base) return false;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t h = mp_hash64(i, NULL, 0);
+        double u = (double)(h >> 40) * 0x1p-24 + 0x1p-25, v = (double)(h & 0xffffff) * 0x1p-24;
+        base[i] = (float)(2.2 * sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+        if (i % 12007 == 5) base[i] += 9;
+    }
+    bool ok = true;
+    for (uint32_t r = 0; ok && r < rows * copies; r++) {
+        ok = TRY(b, cudaMemcpy(b->out + (size_t)r * m->n_vocab * 4, base + (size_t)SHIFT * (r % rows), m->n_vocab * 4,
+                               cudaMemcpyHostToDevice));
+    }
+    mp_free(base);
+    return ok && TRY(b, cudaDeviceSynchronize());
+}
+
+static bool sampling(bench *b, const model *m, uint32_t rows) {
+    if (rows > SAMPLED_ROWS) return true;
+    static mp_cu_draw draws[SAMPLED_ROWS];
+    op o = { .run = run_sample, .model = m, .rows = rows, .in_bytes = 1, .out_bytes = (size_t)rows * m->n_vocab * 4 };
+    void *device;
+    bool ok = TRY(b, mp_cu_sample_open()) && fill_logits(b, m, rows, n_copies(b, &o)) &&
+              TRY(b, cudaMalloc(&device, sizeof draws));
+    if (!ok) return false;
+    o.fixed[0] = device;
+    for (int k = 0; ok && k < N_SAMPLINGS; k++) {
+        for (uint32_t r = 0; r < rows; r++) {
+            draws[r] = (mp_cu_draw){ .random = mp_hash64(r, NULL, 0),
+                                     .logits = r,
+                                     .top_k = samplings[k].top_k,
+                                     .temperature = samplings[k].temperature,
+                                     .top_p = samplings[k].top_p,
+                                     .min_p = samplings[k].min_p,
+                                     .logprob = samplings[k].logprob };
+        }
+        ok = TRY(b, cudaMemcpy(device, draws, sizeof draws, cudaMemcpyHostToDevice)) &&
+             TRY(b, cudaDeviceSynchronize()) && report(b, &o, samplings[k].name, (double)o.out_bytes, 0);
+    }
+    cudaFree(device);
+    return ok;
 }
 
 /* ---- Products ---------------------------------------------------------------------------------------------------- */
@@ -204,7 +282,7 @@ static bool products(bench *b, const model *m, const uint32_t *rows, uint32_t n_
             differ += b_i.n_differ;
             tried += b_i.n_candidates;
         }
-        printf("%-5s %-14s %u candidates, %u with other bits\n", m->name, shapes[i].name, tried, differ);
+        printf("%-5s %-15s %u candidates, %u with other bits\n", m->name, shapes[i].name, tried, differ);
     }
     mp_cu_matmul_close(matmul);
     return ok;
@@ -364,7 +442,9 @@ int main(int argc, char **argv) {
     bool ok = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK && open_data(&b) && ceilings(&b);
     for (size_t m = 0; ok && m < sizeof models / sizeof *models; m++) {
         ok = products(&b, &models[m], rows, n_rows);
-        for (uint32_t r = 0; ok && r < n_rows; r++) ok = row_kernels(&b, &models[m], rows[r]);
+        for (uint32_t r = 0; ok && r < n_rows; r++) {
+            ok = row_kernels(&b, &models[m], rows[r]) && sampling(&b, &models[m], rows[r]);
+        }
     }
     ok = ok && dequantize(&b);
     if (!ok) {
