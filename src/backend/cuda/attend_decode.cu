@@ -310,6 +310,9 @@ cudaError_t mp_cu_attend_open(int device) {
     if (e == cudaSuccess) e = open_kernel<96>();
     if (e == cudaSuccess) e = open_kernel<128>();
     if (e == cudaSuccess) e = open_kernel<256>();
+    int major = 0;
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess && major == 9) e = mp_cu_attend_decode_sm90_open();
     return e;
 }
 
@@ -317,6 +320,7 @@ cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t group = a->n_heads / a->n_kv_heads;
     if (!a->max_items) return cudaSuccess;
     if (group > 16 || a->page_size & (a->page_size - 1)) return cudaErrorInvalidValue;
+    if (a->arch / 10 == 9 && (a->head_dim == 64 || a->head_dim == 128)) return mp_cu_attend_decode_sm90(a, stream);
     switch (a->head_dim) {
     case 64: return launch<64>(a, stream);
     case 80: return launch<80>(a, stream);

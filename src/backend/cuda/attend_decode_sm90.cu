@@ -1,0 +1,468 @@
+/* Decode attention on Hopper: bulk copies, wgmma; head_dim 64 and 128. The same bits as attend_decode.cu.
+ *
+ * A persistent block per SM: three warpgroups that compute, 64 rows of a tile each, and one that feeds them:
+ *
+ *   warp 0      copies K and V: a bulk copy for every page of a stage, into a ring of stages
+ *   warp 1      takes units (item, kv head) from the counter some stages before warp 0 needs them, cuts them into tiles
+ *   warps 2, 3  fetch the queries of a tile and turn them, one tile ahead of the products
+ *
+ * A tile of up to 64 rows keeps one warpgroup busy; the others only hand the stages back. One stage comes from memory
+ * in about 2,400 clocks and is computed in half of that, so there is no need to divide small tiles further. Everybody
+ * counts tiles and stages, and what stands in which buffer follows from the count. */
+#include "backend/cuda/attend_item.cuh"
+#include "backend/cuda/wgmma.cuh"
+
+namespace {
+
+enum {
+    GROUPS = 3, /* warpgroups that compute */
+    THREADS = (GROUPS + 1) * 128,
+    TILE_ROWS = GROUPS * 64,
+    N_LISTS = 3,  /* of pages: tiles taken and not yet copied */
+    AHEAD = 8,    /* stages taken and not yet copied, when another tile is taken */
+    TILE_READERS = 48, /* all heads of them: the rows, when there are 4 a kv head */
+    QUERY_THREADS = 64,
+    COMPUTE_REGISTERS = 152, /* 3 x 152 + 56 = 4 x 128: what the launch gets. More than that would hang. */
+    FEED_REGISTERS = 56,
+};
+
+struct tile {
+    uint32_t first_reader;
+    uint16_t n_readers, kv_head; /* n_readers 0: the end */
+    uint16_t first_stage, end_stage;
+    uint32_t n_paged; /* tokens of the cell up to the end of its last page */
+};
+
+template <int D> struct shared {
+    static const int GROUP = 8 * D * 4; /* bytes of 8 tokens, K and V */
+    static const int STAGE = 8 * GROUP;
+    static const int N_STAGES = D == 128 ? 4 : 8;
+    static const int N_TILES = 2 * N_STAGES; /* a tile is not over before N_STAGES + 3 more have been taken */
+    uint8_t kv[N_STAGES][STAGE];
+    uint8_t q[2][TILE_ROWS * D * 2];
+    uint64_t full[N_STAGES], empty[N_STAGES], q_full[2], q_empty[2], taken[N_TILES];
+    uint64_t mask[2][TILE_READERS];
+    uint32_t window[2][TILE_READERS], slot[2][TILE_READERS];
+    int32_t delta[TILE_READERS];
+    uint32_t row[TILE_READERS];
+    uint32_t pages[N_LISTS][64];
+    tile tiles[N_TILES];
+    volatile uint32_t issued; /* stages whose copies are under way */
+};
+
+/* ---- Feeding ----------------------------------------------------------------------------------------------------- */
+
+/* Warp 1. */
+template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh) {
+    uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), unit = blockIdx.x;
+    uint32_t n_units = a.work.counts->n_items * a.n_kv_heads;
+    uint32_t at_once = min((uint32_t)TILE_READERS, TILE_ROWS / (a.n_heads / a.n_kv_heads));
+    uint32_t first = 0, left = 0, kv_head = 0;
+    mp_cu_cell cell = { 0, 0 };
+    uint32_t ends[N_LISTS] = { 0 }; /* stages up to the end of the last tiles, the newest first */
+    for (uint32_t n = 0;; n++) {
+        tile t = { 0, 0, 0, 0, 0, 0 };
+        while ((int32_t)(sh.issued - ends[N_LISTS - 1]) < 0 || (int32_t)(ends[0] - sh.issued) > AHEAD) __nanosleep(64);
+        __syncwarp();
+        if (!left && unit < n_units) {
+            mp_cu_item item = a.work.items[unit / a.n_kv_heads];
+            kv_head = unit % a.n_kv_heads;
+            cell = a.work.cells[item.cell];
+            first = item.first_reader;
+            left = item.n_readers;
+        }
+        if (left) {
+            uint32_t n_tiles = (left + at_once - 1) / at_once, lo = 0xffff, hi = 0;
+            t.n_readers = (uint16_t)((left + n_tiles - 1) / n_tiles);
+            t.first_reader = first;
+            t.kv_head = (uint16_t)kv_head;
+            t.n_paged = (cell.n_tokens + a.page_size - 1) >> shift << shift;
+            for (uint32_t i = lane; i < t.n_readers; i += 32) {
+                lo = min(lo, (uint32_t)a.work.readers[first + i].lo);
+                hi = max(hi, (uint32_t)a.work.readers[first + i].hi);
+            }
+            const uint32_t *pages = a.work.pages + cell.first_page;
+            for (uint32_t i = lane; i < t.n_paged >> shift; i += 32) sh.pages[n % N_LISTS][i] = pages[i];
+            t.first_stage = (uint16_t)(__reduce_min_sync(~0u, lo) / 64);
+            t.end_stage = (uint16_t)((__reduce_max_sync(~0u, hi) + 63) / 64);
+            first += t.n_readers;
+            left -= t.n_readers;
+        }
+        if (lane == 0) sh.tiles[n % sh.N_TILES] = t;
+        __syncwarp();
+        if (lane == 0) mp_barrier_arrive(mp_shared(&sh.taken[n % sh.N_TILES]));
+        if (!t.n_readers) break;
+#pragma unroll
+        for (int i = N_LISTS - 1; i > 0; i--) ends[i] = ends[i - 1];
+        ends[0] += t.end_stage - t.first_stage;
+        if (left) continue;
+        if (lane == 0) unit = gridDim.x + atomicAdd(&a.work.counts->next_unit, 1);
+        unit = __shfl_sync(~0u, unit, 0);
+    }
+    if (lane == 0) mp_leave_grid(&a.work.counts->next_unit, &a.work.counts->done, gridDim.x);
+}
+
+/* Zeros where a stage ends before its 64 keys: weights are 0 there, but 0 times a NaN left by others is not. */
+template <int D> __device__ void clear_rest(shared<D> &sh, uint32_t slot, uint32_t n_groups) {
+    for (uint32_t g = n_groups; g < 8; g++) {
+        uint4 *v = (uint4 *)(sh.kv[slot] + g * sh.GROUP + sh.GROUP / 2);
+        for (uint32_t i = threadIdx.x & 31; i < sh.GROUP / 32; i += 32) v[i] = make_uint4(0, 0, 0, 0);
+    }
+    mp_fence_async();
+    __syncwarp();
+}
+
+/* Warp 0. */
+template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &sh) {
+    uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), count = 0;
+    uint32_t piece = min(a.page_size, 64u); /* tokens of a copy */
+    for (uint32_t n = 0;; n++) {
+        mp_barrier_wait(mp_shared(&sh.taken[n % sh.N_TILES]), n / sh.N_TILES & 1);
+        tile t = sh.tiles[n % sh.N_TILES];
+        if (!t.n_readers) break;
+        const uint8_t *base = a.slab + a.layer_offset + t.kv_head * a.block_bytes;
+        for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
+            uint32_t slot = count % sh.N_STAGES, key = stage * 64, n_keys = min(64u, t.n_paged - key);
+            uint32_t full = mp_shared(&sh.full[slot]), mine = key + lane * piece;
+            mp_barrier_wait(mp_shared(&sh.empty[slot]), (count / sh.N_STAGES & 1) ^ 1);
+            if (n_keys < 64) clear_rest(sh, slot, n_keys / 8);
+            if (lane == 0) mp_barrier_expect(full, n_keys / 8 * sh.GROUP);
+            __syncwarp();
+            if (lane * piece < n_keys) {
+                const uint8_t *from = base + sh.pages[n % N_LISTS][mine >> shift] * a.page_bytes;
+                from += (mine & (a.page_size - 1)) / 8 * sh.GROUP;
+                mp_bulk_copy(mp_shared(sh.kv[slot]) + lane * piece / 8 * sh.GROUP, from, piece / 8 * sh.GROUP, full);
+            }
+            __syncwarp();
+            if (lane == 0) sh.issued = count + 1;
+        }
+    }
+}
+
+/* Warps 2 and 3. */
+template <int D> __device__ void turn_queries(const mp_cu_attend &a, shared<D> &sh) {
+    uint32_t thread = threadIdx.x & (QUERY_THREADS - 1), group = a.n_heads / a.n_kv_heads;
+    for (uint32_t n = 0;; n++) {
+        uint32_t buffer = n & 1;
+        mp_barrier_wait(mp_shared(&sh.taken[n % sh.N_TILES]), n / sh.N_TILES & 1);
+        mp_barrier_wait(mp_shared(&sh.q_empty[buffer]), (n / 2 & 1) ^ 1);
+        tile t = sh.tiles[n % sh.N_TILES];
+        if (!t.n_readers) {
+            mp_barrier_arrive(mp_shared(&sh.q_full[buffer]));
+            break;
+        }
+        if (thread < t.n_readers) {
+            mp_cu_reader r = a.work.readers[t.first_reader + thread];
+            sh.mask[buffer][thread] = r.mask;
+            sh.window[buffer][thread] = r.lo | (uint32_t)r.hi << 16;
+            sh.slot[buffer][thread] = r.slot;
+            sh.delta[thread] = r.delta;
+            sh.row[thread] = r.row;
+        }
+        mp_named_barrier(1, QUERY_THREADS);
+        uint32_t q = mp_shared(sh.q[buffer]);
+        for (uint32_t i = thread; i < t.n_readers * group * (D / 8); i += QUERY_THREADS) {
+            uint32_t row = i / (D / 8), unit = i % (D / 8), reader = row / group;
+            size_t head = (size_t)sh.row[reader] * a.n_heads + t.kv_head * group + (row - reader * group);
+            mp_copy16(q + row / 8 * (D * 16) + mp_kv_offset(D, row % 8, unit * 8), a.q + head * D + unit * 8, true);
+        }
+        mp_copy_commit();
+        mp_copy_wait<0>();
+        mp_named_barrier(1, QUERY_THREADS);
+        mp_turn_tile<D>(sh.q[buffer], a.rope, t.n_readers, group, sh.delta, thread, QUERY_THREADS);
+        mp_fence_async();
+        mp_barrier_arrive(mp_shared(&sh.q_full[buffer]));
+        mp_named_barrier(1, QUERY_THREADS); /* delta is read to the end before the next tile's */
+    }
+}
+
+/* ---- Computing --------------------------------------------------------------------------------------------------- */
+
+/* The state of rows lane / 4 and lane / 4 + 8 of the warp's 16. */
+template <int D> struct state {
+    float o[D / 2], l[4], top[2], m[2];
+    uint64_t mask[2];
+    uint32_t window[2];
+    uint32_t whole_from, whole_to; /* the stages that begin here all rows of the warp see whole */
+};
+
+/* Both rows see all 64 keys from `key` on. */
+template <int D> __device__ __forceinline__ bool sees_all(const state<D> &st, uint32_t key, uint32_t shift) {
+    uint64_t pages = shift >= 6 ? 1 : (1ull << (64u >> shift)) - 1;
+    bool all = true;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        all = all && (st.window[h] & 0xffff) <= key && st.window[h] >> 16 >= key + 64;
+        all = all && (~st.mask[h] >> (key >> shift) & pages) == 0;
+    }
+    return all;
+}
+
+template <int D>
+__device__ __forceinline__ void hide_keys(const state<D> &st, float (&s)[32], uint32_t key, uint32_t shift) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint64_t bits = mp_seen(st.window[h], st.mask[h], key, shift) >> (threadIdx.x & 3) * 2;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            if (!(bits >> (i / 2 * 8 + i % 2) & 1)) s[i / 2 * 4 + 2 * h + i % 2] = -CUDART_INF_F;
+        }
+    }
+}
+
+/* From S to weights; the state's maximum; o and l are scaled. */
+template <int D> __device__ __forceinline__ void weigh(state<D> &st, float (&s)[32], uint32_t (&p)[16], float c) {
+    float part[2][4], top[2], f[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) part[h][i] = fmaxf(s[4 * i + 2 * h], s[4 * i + 2 * h + 1]);
+#pragma unroll
+        for (int i = 4; i < 8; i++) {
+            part[h][i & 3] = fmaxf(part[h][i & 3], fmaxf(s[4 * i + 2 * h], s[4 * i + 2 * h + 1]));
+        }
+        top[h] = fmaxf(fmaxf(fmaxf(part[h][0], part[h][1]), fmaxf(part[h][2], part[h][3])), st.top[h]);
+    }
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+        float other[2] = { __shfl_xor_sync(~0u, top[0], lanes), __shfl_xor_sync(~0u, top[1], lanes) };
+        top[0] = fmaxf(top[0], other[0]);
+        top[1] = fmaxf(top[1], other[1]);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float m = mp_row_max(top[h], c);
+        f[h] = mp_rescale(st.top[h], st.m[h], m);
+        st.top[h] = top[h];
+        st.m[h] = m;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float low = mp_weight(s[4 * i + 2 * h], c, m), high = mp_weight(s[4 * i + 2 * h + 1], c, m);
+            p[i / 2 * 4 + i % 2 * 2 + h] = mp_pack(low, high);
+        }
+    }
+    if (__all_sync(~0u, f[0] == 1.0f && f[1] == 1.0f)) return; /* seldom, after the first stages, does a maximum move */
+#pragma unroll
+    for (int h = 0; h < 4; h++) st.l[h] = __fmul_rn(st.l[h], f[h / 2]);
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) st.o[i] = __fmul_rn(st.o[i], f[i / 2 % 2]);
+}
+
+/* One row's 32 columns, spread over four lanes by twos, to 8 columns a lane. */
+__device__ __forceinline__ uint4 gather_columns(uint32_t x[4]) {
+    uint32_t lane = threadIdx.x & 3;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        uint32_t got = __shfl_xor_sync(~0u, lane & 1 ? x[i] : x[i + 1], 1);
+        if (lane & 1) x[i] = got;
+        else x[i + 1] = got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t got = __shfl_xor_sync(~0u, lane & 2 ? x[i] : x[i + 2], 2);
+        if (lane & 2) x[i] = got;
+        else x[i + 2] = got;
+    }
+    return make_uint4(x[0], x[1], x[2], x[3]);
+}
+
+/* at[h]: partial state of the row, or ~0. */
+template <int D>
+__device__ __forceinline__ void store(const mp_cu_attend &a, const state<D> &st, const uint32_t at[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float l = st.l[2 * h], inverse = l > 0.0f ? mp_inverse(l) : 0.0f;
+        bool there = at[h] != ~0u;
+        if (there && (threadIdx.x & 3) == 0) ((float2 *)a.partial_ml)[at[h]] = make_float2(st.m[h], l);
+#pragma unroll
+        for (int g = 0; g < D / 32; g++) {
+            uint32_t x[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float *o = &st.o[(g * 4 + i) * 4 + 2 * h];
+                __half2 pair = __halves2half2(mp_partial(o[0], inverse), mp_partial(o[1], inverse));
+                x[i] = *(const uint32_t *)&pair;
+            }
+            uint4 columns = gather_columns(x);
+            if (there) *(uint4 *)(a.partial_o + (size_t)at[h] * D + g * 32 + (threadIdx.x & 3) * 8) = columns;
+        }
+    }
+}
+
+template <int D> __device__ __forceinline__ void hand_back(shared<D> &sh, uint32_t slot) {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) mp_barrier_arrive(mp_shared(&sh.empty[slot]));
+}
+
+/* Starts S of a stage. */
+template <int D> __device__ __forceinline__ void start_scores(float (&s)[32], uint32_t q, uint32_t kv) {
+    uint64_t qm = mp_matrix(q, D * 16, 0), km = mp_matrix(kv, shared<D>::GROUP, 0);
+    mp_hold(s);
+    mp_products_begin();
+#pragma unroll
+    for (int d = 0; d < D; d += 16) { /* 64 columns are 1,024 bytes of 8 rows, 16 of them 32 bytes of a row */
+        uint32_t at = (d / 64 * 1024 + d % 64 * 2) >> 4;
+        mp_product_qk(s, qm + at, km + at, d > 0);
+    }
+    mp_products_commit();
+}
+
+/* Starts o of a stage. */
+template <int D> __device__ __forceinline__ void start_values(state<D> &st, const uint32_t (&p)[16], uint32_t kv) {
+    uint64_t vm = mp_matrix(kv + D * 16, shared<D>::GROUP, 1024);
+    mp_hold(st.o);
+    mp_products_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D>::GROUP >> 4));
+    mp_products_commit();
+}
+
+/* l of a stage. */
+template <int D> __device__ __forceinline__ void add_weights(state<D> &st, const uint32_t (&p)[16]) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) mp_mma(st.l, &p[4 * k], MP_BF16_ONES, MP_BF16_ONES);
+}
+
+/* Weights of a stage whose S has arrived. busy: the warp has rows. */
+template <int D>
+__device__ __forceinline__ void weigh_stage(state<D> &st, float (&s)[32], uint32_t (&p)[16], uint32_t key,
+                                            uint32_t shift, float c, bool busy) {
+    mp_hold(s);
+    if (busy) {
+        bool whole = key >= st.whole_from && key < st.whole_to;
+        if (!whole && !__all_sync(~0u, sees_all(st, key, shift))) hide_keys(st, s, key, shift);
+        weigh(st, s, p, c);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 16; i++) p[i] = 0;
+    }
+}
+
+/* The stages of a tile; count: of all stages before. */
+template <int D>
+__device__ __forceinline__ void attend_stages(state<D> &st, shared<D> &sh, const tile &t, uint32_t count, uint32_t q,
+                                              uint32_t shift, float c, bool busy) {
+    float s[32];
+    uint32_t p[16], slot = count % sh.N_STAGES, kv = mp_shared(sh.kv[slot]);
+    for (uint32_t key = t.first_stage * 64; key < t.end_stage * 64u; key += 64) {
+        mp_barrier_wait(mp_shared(&sh.full[slot]), count / sh.N_STAGES & 1);
+        start_scores<D>(s, q, kv);
+        mp_products_wait<0>();
+        weigh_stage(st, s, p, key, shift, c, busy);
+        start_values(st, p, kv);
+        add_weights(st, p);
+        mp_products_wait<0>();
+        mp_hold(st.o);
+        hand_back(sh, slot);
+        count++;
+        slot = count % sh.N_STAGES;
+        kv = mp_shared(sh.kv[slot]);
+    }
+}
+
+template <int D> __device__ void attend_tiles(const mp_cu_attend &a, shared<D> &sh) {
+    uint32_t wg = threadIdx.x / 128, lane = threadIdx.x & 31, first_row = threadIdx.x / 32 * 16;
+    uint32_t group = a.n_heads / a.n_kv_heads, shift = 31 - __clz(a.page_size), count = 0;
+    float c = __fmul_rn(a.scale, MP_LOG2E);
+    state<D> st;
+    for (uint32_t n = 0;; n++) {
+        uint32_t buffer = n & 1;
+        mp_barrier_wait(mp_shared(&sh.q_full[buffer]), n / 2 & 1);
+        tile t = sh.tiles[n % sh.N_TILES];
+        if (!t.n_readers) break;
+        uint32_t n_rows = t.n_readers * group, at[2];
+        if (wg * 64 < n_rows) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                uint32_t row = first_row + lane / 4 + 8 * h, reader = row / group;
+                bool there = row < n_rows;
+                if (!there) reader = 0;
+                st.mask[h] = sh.mask[buffer][reader];
+                st.window[h] = sh.window[buffer][reader];
+                at[h] = there ? sh.slot[buffer][reader] * a.n_heads + t.kv_head * group + row - reader * group : ~0u;
+                st.top[h] = -CUDART_INF_F;
+                st.m[h] = 0.0f;
+            }
+#pragma unroll
+            for (int i = 0; i < D / 2; i++) st.o[i] = 0.0f;
+            uint32_t from = max(st.window[0] & 0xffff, st.window[1] & 0xffff);
+            uint32_t to = min(st.window[0], st.window[1]) >> 16;
+            if (~(st.mask[0] & st.mask[1])) to = 0;
+            st.whole_from = __reduce_max_sync(~0u, from);
+            st.whole_to = __reduce_min_sync(~0u, to) & ~63u;
+            st.l[0] = st.l[1] = st.l[2] = st.l[3] = 0.0f;
+            uint32_t q = mp_shared(sh.q[buffer]) + wg * 64 * D * 2;
+            attend_stages(st, sh, t, count, q, shift, c, first_row < n_rows);
+            count += t.end_stage - t.first_stage;
+        } else { /* in step with the others: a barrier's parity tells one phase from the next, not from the one after */
+            for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
+                uint32_t slot = count % sh.N_STAGES;
+                mp_barrier_wait(mp_shared(&sh.full[slot]), count / sh.N_STAGES & 1);
+                hand_back(sh, slot);
+            }
+        }
+        __syncwarp();
+        if (lane == 0) mp_barrier_arrive(mp_shared(&sh.q_empty[buffer]));
+        if (wg * 64 < n_rows) store<D>(a, st, at);
+    }
+}
+
+template <int D> __device__ void open_shared(shared<D> &sh) {
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < sh.N_STAGES; i++) {
+            mp_barrier_init(mp_shared(&sh.full[i]), 1);
+            mp_barrier_init(mp_shared(&sh.empty[i]), GROUPS * 4);
+        }
+        for (int i = 0; i < 2; i++) {
+            mp_barrier_init(mp_shared(&sh.q_full[i]), QUERY_THREADS);
+            mp_barrier_init(mp_shared(&sh.q_empty[i]), GROUPS * 4);
+        }
+        for (int i = 0; i < sh.N_TILES; i++) mp_barrier_init(mp_shared(&sh.taken[i]), 1);
+        sh.issued = 0;
+        mp_fence_async();
+    }
+    __syncthreads();
+}
+
+template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(const __grid_constant__ mp_cu_attend a) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    shared<D> &sh = *(shared<D> *)memory;
+    open_shared(sh);
+    asm volatile("griddepcontrol.launch_dependents;"); /* the fold may start to wait */
+    if (threadIdx.x / 128 == GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)FEED_REGISTERS));
+        uint32_t warp = threadIdx.x / 32 % 4;
+        if (warp == 0) {
+            copy_stages(a, sh);
+        } else if (warp == 1) {
+            take_tiles(a, sh);
+        } else {
+            turn_queries(a, sh);
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)COMPUTE_REGISTERS));
+        attend_tiles(a, sh);
+    }
+}
+
+template <int D> cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
+    uint32_t units = a->max_items * a->n_kv_heads, blocks = units < a->n_sm ? units : a->n_sm;
+    attend_decode<D><<<blocks, THREADS, sizeof(shared<D>), stream>>>(*a);
+    return cudaGetLastError();
+}
+
+template <int D> cudaError_t open_kernel(void) {
+    static_assert(sizeof(shared<D>) <= 232448, "all the shared memory a block may have");
+    return cudaFuncSetAttribute(attend_decode<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared<D>));
+}
+
+} // namespace
+
+cudaError_t mp_cu_attend_decode_sm90_open(void) {
+    cudaError_t e = open_kernel<64>();
+    return e == cudaSuccess ? open_kernel<128>() : e;
+}
+
+cudaError_t mp_cu_attend_decode_sm90(const mp_cu_attend *a, cudaStream_t stream) {
+    return a->head_dim == 64 ? launch<64>(a, stream) : launch<128>(a, stream);
+}
