@@ -17,10 +17,9 @@ static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
     "usage: mepic serve -m FILE [OPTIONS]\n\n"
-    "Answers requests of OpenAI's API: POST /v1/chat/completions and /v1/completions, GET /v1/models; besides, GET\n"
-    "/health, /version and /metrics. The address goes to standard output when it can be reached. SIGTERM or Ctrl-C "
-    "lets\n"
-    "what runs end, a second one does not wait.\n";
+    "Answers requests of OpenAI's API: POST /v1/chat/completions and /v1/completions, GET /v1/models; besides, POST\n"
+    "/tokenize and /detokenize, GET /health, /version and /metrics. The address goes to standard output when it can\n"
+    "be reached. SIGTERM or Ctrl-C lets what runs end, a second one does not wait.\n";
 
 typedef struct serve_flags {
     mp_engine_flags engine;

@@ -73,6 +73,8 @@ struct mp_exchange {
 
 /* Answers with `body`, which is taken over. */
 enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *type, mp_buf *body);
+/* The same for JSON; drops `value`. */
+enum MHD_Result mp_exchange_answer_json(mp_exchange *x, unsigned status, json_t *value);
 /* Answers in the words of the route's dialect. */
 enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error);
 /* Starts an answer whose bytes come from `reader` as they are there. */
@@ -81,5 +83,9 @@ enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_Content
 /* The handler of routes that ask the engine. */
 enum MHD_Result mp_generate(mp_exchange *x);
 void mp_generate_end(mp_exchange *x); /* frees what it put into the exchange; the client may be gone */
+
+/* Handlers of routes that the engine's loop has no part in (tokenize.c). */
+enum MHD_Result mp_handle_tokenize(mp_exchange *x);
+enum MHD_Result mp_handle_detokenize(mp_exchange *x);
 
 #endif

@@ -142,18 +142,6 @@ bool mp_openai_chat_prompt(const mp_api *api, const mp_openai_request *request, 
 
 /* ---- Completions ------------------------------------------------------------------------------------------------- */
 
-/* `out` has room for them all. */
-static bool read_ids(const json_t *ids, const char *path, int32_t *out, mp_api_error *err) {
-    for (size_t i = 0; i < json_array_size(ids); i++) {
-        const json_t *id = json_array_get(ids, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX) {
-            return mp_refuse(err, 400, "invalid_value", path, "'%s[%zu]' is not a token id", path, i);
-        }
-        out[i] = (int32_t)json_integer_value(id);
-    }
-    return true;
-}
-
 /* A string, or token ids, which are taken as they are. */
 static bool add_text_prompt(const mp_api *api, const mp_openai_request *request, const json_t *prompt, const char *path,
                             mp_generation *generation, mp_api_error *err) {
@@ -169,10 +157,10 @@ static bool add_text_prompt(const mp_api *api, const mp_openai_request *request,
         /* Who writes a raw prompt writes its template too. */
         if (ok && !documents) draft.segments[draft.n_segments - 1].parse_special = true;
     } else if (ok && json_is_array(prompt) && json_array_size(prompt) > 0 && !documents) {
-        ids = mp_calloc(json_array_size(prompt), sizeof *ids);
-        ok = (ids || mp_refuse_memory(err, "a prompt")) && read_ids(prompt, path, ids, err) &&
-             (mp_draft_add(&draft, (mepic_segment){ .tokens = ids, .n_tokens = json_array_size(prompt) }) ||
-              mp_refuse_memory(err, "a prompt"));
+        size_t n;
+        ids = mp_token_ids_read(prompt, path, &n, err);
+        ok = ids && (mp_draft_add(&draft, (mepic_segment){ .tokens = ids, .n_tokens = n }) ||
+                     mp_refuse_memory(err, "a prompt"));
     } else if (ok) {
         ok = refuse_type(path, prompt, documents ? "a string when there are documents" : "a string or token ids", err);
     }

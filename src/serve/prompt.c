@@ -160,6 +160,29 @@ bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_
     return true;
 }
 
+/* ---- Token ids --------------------------------------------------------------------------------------------------- */
+
+int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err) {
+    if (!json_is_array(ids)) {
+        mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be an array of token ids", path,
+                  ids ? mp_json_kind(ids) : "missing");
+        return NULL;
+    }
+    *n = json_array_size(ids);
+    int32_t *out = mp_calloc(*n, sizeof *out);
+    if (!out) mp_refuse_memory(err, "token ids");
+    for (size_t i = 0; out && i < *n; i++) {
+        const json_t *id = json_array_get(ids, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX) {
+            mp_refuse(err, 400, "invalid_value", path, "'%s[%zu]' is not a token id", path, i);
+            mp_free(out);
+            return NULL;
+        }
+        out[i] = (int32_t)json_integer_value(id);
+    }
+    return out;
+}
+
 /* ---- Prepare ----------------------------------------------------------------------------------------------------- */
 
 static bool check_bytes(const mp_prompt_draft *draft, const mp_api *api, mp_api_error *err) {

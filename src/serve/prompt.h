@@ -35,6 +35,8 @@ uint32_t mp_documents_count(const json_t *documents);
  * far too long for a context of so many tokens is refused by its bytes, before it is tokenized. */
 bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err);
+/* An array of token ids; free with mp_free. NULL: *err names the item of `path` that is none. */
+int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err);
 bool mp_refuse_memory(mp_api_error *err, const char *what);
 
 #endif

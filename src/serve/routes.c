@@ -4,13 +4,6 @@
 #include "serve/exchange.h"
 #include "serve/json.h"
 
-static enum MHD_Result answer_json(mp_exchange *x, unsigned status, json_t *value) {
-    mp_buf body = { .limit = 1 << 20 };
-    if (mp_json_write(value, &body)) return mp_exchange_answer(x, status, "application/json", &body);
-    mp_buf_clear(&body);
-    return MHD_NO;
-}
-
 static enum MHD_Result handle_models(mp_exchange *x) {
     const mp_api *api = &x->server->api;
     const mepic_model_info *m = api->info;
@@ -24,7 +17,7 @@ static enum MHD_Result handle_models(mp_exchange *x) {
                                               "created", (json_int_t)api->created, "owned_by", "mepic", "max_model_len",
                                               (json_int_t)m->context, "meta", meta));
     }
-    return answer_json(x, 200, json_pack("{s:s, s:o}", "object", "list", "data", data));
+    return mp_exchange_answer_json(x, 200, json_pack("{s:s, s:o}", "object", "list", "data", data));
 }
 
 static enum MHD_Result handle_health(mp_exchange *x) {
@@ -32,13 +25,13 @@ static enum MHD_Result handle_health(mp_exchange *x) {
     pthread_mutex_lock(&server->lock);
     bool draining = server->draining;
     pthread_mutex_unlock(&server->lock);
-    if (mp_loop_broken(server->loop)) return answer_json(x, 503, json_pack("{s:s}", "status", "broken"));
-    if (draining) return answer_json(x, 503, json_pack("{s:s}", "status", "draining"));
-    return answer_json(x, 200, json_pack("{s:s}", "status", "ok"));
+    if (mp_loop_broken(server->loop)) return mp_exchange_answer_json(x, 503, json_pack("{s:s}", "status", "broken"));
+    if (draining) return mp_exchange_answer_json(x, 503, json_pack("{s:s}", "status", "draining"));
+    return mp_exchange_answer_json(x, 200, json_pack("{s:s}", "status", "ok"));
 }
 
 static enum MHD_Result handle_version(mp_exchange *x) {
-    return answer_json(x, 200, json_pack("{s:s}", "version", MEPIC_VERSION));
+    return mp_exchange_answer_json(x, 200, json_pack("{s:s}", "version", MEPIC_VERSION));
 }
 
 static enum MHD_Result handle_metrics(mp_exchange *x) {
@@ -60,6 +53,8 @@ static const mp_route routes[] = {
     { "GET", "/v1/models", MP_ACCESS_KEY, &mp_openai_chat, handle_models },
     { "POST", "/v1/chat/completions", MP_ACCESS_KEY, &mp_openai_chat, mp_generate },
     { "POST", "/v1/completions", MP_ACCESS_KEY, &mp_openai_completions, mp_generate },
+    { "POST", "/tokenize", MP_ACCESS_KEY, &mp_openai_chat, mp_handle_tokenize },
+    { "POST", "/detokenize", MP_ACCESS_KEY, &mp_openai_chat, mp_handle_detokenize },
 };
 
 const mp_route *mp_routes(uint32_t *n) {

@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "serve/exchange.h"
+#include "serve/json.h"
 
 enum {
     HEADER_BYTES_MAX = 32 << 10,
@@ -24,6 +25,7 @@ enum {
     KEEPALIVE_SECONDS = 30,
     FLUSH_SECONDS = 2,
     STREAM_BLOCK = 16 << 10,
+    JSON_BYTES_MAX = 256 << 20,
     SEND_BUFFER = 128 << 10, /* a socket's: what a slow reader may leave in the system, times two */
 };
 
@@ -57,6 +59,13 @@ enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *
     if (!response) return MHD_NO;
     *body = (mp_buf){ .limit = body->limit };
     return queue(x, status, type, response);
+}
+
+enum MHD_Result mp_exchange_answer_json(mp_exchange *x, unsigned status, json_t *value) {
+    mp_buf body = { .limit = JSON_BYTES_MAX };
+    if (mp_json_write(value, &body)) return mp_exchange_answer(x, status, "application/json", &body);
+    mp_buf_clear(&body);
+    return MHD_NO;
 }
 
 enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error) {

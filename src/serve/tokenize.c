@@ -1,0 +1,185 @@
+/* Tokens of text and text of tokens, in two shapes: vLLM's (prompt or messages) and llama.cpp's (content). */
+#include <string.h>
+
+#include "serve/exchange.h"
+#include "serve/json.h"
+#include "serve/openai.h"
+#include "serve/prompt.h"
+
+enum { PIECE_BYTES_MAX = 1024 };
+
+typedef struct tokenize_request {
+    const json_t *model, *prompt, *messages, *documents, *content;
+    bool add_special_tokens, return_token_strs, add_generation_prompt; /* vLLM's */
+    bool add_special, parse_special, with_pieces;                      /* llama.cpp's */
+} tokenize_request;
+
+#define AT(member) offsetof(tokenize_request, member)
+#define OTHER(member)                                                                                                  \
+    { #member, MP_FIELD_OTHER, AT(member), 0, 0, NULL }
+#define FLAG(member)                                                                                                   \
+    { #member, MP_FIELD_BOOL, AT(member), 0, 0, NULL }
+
+static const mp_field tokenize_fields[] = {
+    OTHER(model),
+    OTHER(prompt),
+    OTHER(messages),
+    OTHER(documents),
+    OTHER(content),
+    FLAG(add_special_tokens),
+    FLAG(return_token_strs),
+    FLAG(add_generation_prompt),
+    FLAG(add_special),
+    FLAG(parse_special),
+    FLAG(with_pieces),
+    { "continue_final_message", MP_FIELD_REFUSED, 0, 0, 0, NULL },
+    { "chat_template", MP_FIELD_REFUSED, 0, 0, 0, "; the model's own is used" },
+};
+
+typedef struct detokenize_request {
+    const json_t *model, *tokens;
+} detokenize_request;
+
+static const mp_field detokenize_fields[] = {
+    { "model", MP_FIELD_OTHER, offsetof(detokenize_request, model), 0, 0, NULL },
+    { "tokens", MP_FIELD_OTHER, offsetof(detokenize_request, tokens), 0, 0, NULL },
+};
+
+/* ---- Tokens of text ---------------------------------------------------------------------------------------------- */
+
+/* A prompt's tokens are those a request with it is given: prepared, not only tokenized. */
+static bool prepare_text(const mp_api *api, const json_t *text, bool special, bool parse, mepic_prepared **out,
+                         mp_api_error *err) {
+    const mepic_segment segment = { .text = json_string_value(text),
+                                    .len = json_string_length(text),
+                                    .parse_special = parse };
+    if (segment.len == 0) return true; // no tokens
+    mp_prompt_draft draft = { 0 };
+    bool ok = (mp_draft_add(&draft, segment) || mp_refuse_memory(err, "a prompt")) &&
+              mp_draft_prepare(&draft, api, !special, out, err);
+    mp_draft_clear(&draft);
+    return ok;
+}
+
+static bool prepare_messages(const mp_api *api, const tokenize_request *r, mepic_prepared **out, mp_api_error *err) {
+    const mp_openai_request chat = { .messages = r->messages, .documents = r->documents };
+    mepic_error why;
+    mp_generation *generation;
+    if (mp_generation_open(&generation, &why) != MEPIC_OK) return mp_refuse_engine(err, &why);
+    bool ok = mp_openai_chat_prompt(api, &chat, generation, err);
+    if (ok) {
+        *out = generation->prompts[0];
+        generation->prompts[0] = NULL;
+    }
+    mp_generation_free(generation);
+    return ok;
+}
+
+static bool read_tokenize(const mp_api *api, const json_t *body, tokenize_request *r, mepic_prepared **out,
+                          mp_api_error *err) {
+    *r = (tokenize_request){ .add_special_tokens = true, .add_generation_prompt = true, .parse_special = true };
+    size_t n = sizeof tokenize_fields / sizeof *tokenize_fields;
+    if (!mp_fields_read(body, "", tokenize_fields, n, r, NULL, err) || !mp_api_check_model(api, r->model, err)) {
+        return false;
+    }
+    if ((r->prompt != NULL) + (r->messages != NULL) + (r->content != NULL) != 1) {
+        return mp_refuse(err, 400, "invalid_value", "prompt", "give one of 'prompt', 'messages' and 'content'");
+    }
+    if (r->messages) {
+        if (!r->add_generation_prompt) {
+            return mp_refuse(err, 400, "unsupported", "add_generation_prompt",
+                             "'add_generation_prompt' must be true: messages are rendered as for a reply");
+        }
+        return prepare_messages(api, r, out, err);
+    }
+    const char *name = r->prompt ? "prompt" : "content";
+    const json_t *text = r->prompt ? r->prompt : r->content;
+    if (!json_is_string(text)) {
+        return mp_refuse(err, 400, "invalid_type", name, "'%s' is %s; it must be a string", name, mp_json_kind(text));
+    }
+    return r->prompt ? prepare_text(api, text, r->add_special_tokens, true, out, err)
+                     : prepare_text(api, text, r->add_special, r->parse_special, out, err);
+}
+
+/* A token's text; where it is no whole characters, for llama.cpp's clients, its bytes. */
+static json_t *piece_of(const mp_api *api, int32_t id, bool bytes_if_broken) {
+    char bytes[PIECE_BYTES_MAX];
+    size_t n = 0;
+    if (mepic_detokenize(api->engine, &id, 1, bytes, sizeof bytes, &n, NULL) != MEPIC_OK) return NULL;
+    if (n > sizeof bytes) n = sizeof bytes;
+    json_t *text = bytes_if_broken ? json_stringn(n > 0 ? bytes : "", n) : mp_json_text(bytes, n);
+    if (text || !bytes_if_broken) return text;
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
+    return list;
+}
+
+enum MHD_Result mp_handle_tokenize(mp_exchange *x) {
+    const mp_api *api = &x->server->api;
+    mp_api_error err;
+    tokenize_request r;
+    mepic_prepared *prepared = NULL;
+    json_t *body = mp_json_parse(x->body.data, x->body.len, &err);
+    bool ok = body && read_tokenize(api, body, &r, &prepared, &err);
+    if (!ok) {
+        json_decref(body);
+        return mp_exchange_refuse(x, &err);
+    }
+    size_t n = 0;
+    const int32_t *ids = prepared ? mepic_prepared_tokens(prepared, &n) : NULL;
+    json_t *tokens = json_array(), *strings = r.return_token_strs && !r.content ? json_array() : NULL;
+    for (size_t i = 0; i < n; i++) {
+        json_t *id = json_integer(ids[i]);
+        if (r.content && r.with_pieces) id = json_pack("{s:o, s:o}", "id", id, "piece", piece_of(api, ids[i], true));
+        json_array_append_new(tokens, id);
+        if (strings) json_array_append_new(strings, piece_of(api, ids[i], false));
+    }
+    json_t *root = json_pack("{s:o}", "tokens", tokens);
+    if (!r.content) {
+        json_object_set_new(root, "count", json_integer((json_int_t)n));
+        json_object_set_new(root, "max_model_len", json_integer(api->info->context));
+    }
+    if (strings) json_object_set_new(root, "token_strs", strings);
+    mepic_prepared_free(prepared);
+    json_decref(body);
+    return mp_exchange_answer_json(x, 200, root);
+}
+
+/* ---- Text of tokens ---------------------------------------------------------------------------------------------- */
+
+/* The text as "prompt" for vLLM's clients and as "content" for llama.cpp's. NULL: *err says why. */
+static json_t *detokenize(const mp_api *api, const int32_t *ids, size_t n_ids, mp_api_error *err) {
+    mepic_error why;
+    size_t n = 0;
+    if (mepic_detokenize(api->engine, ids, n_ids, NULL, 0, &n, &why) != MEPIC_OK) {
+        mp_refuse_engine(err, &why);
+        return NULL;
+    }
+    char *bytes = mp_alloc(n);
+    if (bytes) mepic_detokenize(api->engine, ids, n_ids, bytes, n, &n, NULL);
+    json_t *text = bytes ? mp_json_text(bytes, n) : NULL;
+    mp_free(bytes);
+    json_t *root = text ? json_pack("{s:O, s:o}", "prompt", text, "content", text) : NULL;
+    if (!root) mp_refuse_memory(err, "a text");
+    return root;
+}
+
+static json_t *read_detokenize(const mp_api *api, const json_t *body, mp_api_error *err) {
+    detokenize_request r = { 0 };
+    if (!mp_fields_read(body, "", detokenize_fields, 2, &r, NULL, err) || !mp_api_check_model(api, r.model, err)) {
+        return NULL;
+    }
+    size_t n;
+    int32_t *ids = mp_token_ids_read(r.tokens, "tokens", &n, err);
+    json_t *root = ids ? detokenize(api, ids, n, err) : NULL;
+    mp_free(ids);
+    return root;
+}
+
+enum MHD_Result mp_handle_detokenize(mp_exchange *x) {
+    mp_api_error err;
+    json_t *body = mp_json_parse(x->body.data, x->body.len, &err);
+    json_t *root = body ? read_detokenize(&x->server->api, body, &err) : NULL;
+    json_decref(body);
+    return root ? mp_exchange_answer_json(x, 200, root) : mp_exchange_refuse(x, &err);
+}
