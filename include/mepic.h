@@ -132,6 +132,7 @@ typedef struct mepic_model_info {
     uint32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_vocab, trained_context, context;
     uint32_t page_size, pages, page_bytes;
     bool position_exact;      /* whether `mepic` reuse is exact for this model's position encoding */
+    char tool_format[16];     /* how replies call tools: "hermes" ({"name", "arguments"} in <tool_call>), "none" */
 } mepic_model_info;
 void mepic_model_info_read(const mepic_engine *engine, mepic_model_info *out);
 
@@ -162,10 +163,18 @@ typedef struct mepic_segment {
     bool no_cache;         /* a CHUNK that is computed in the request like text */
 } mepic_segment;
 
+/* A call of a tool that the assistant made. */
+typedef struct mepic_tool_call {
+    const char *name;
+    const char *arguments; /* a JSON object, as text */
+} mepic_tool_call;
+
 typedef struct mepic_message {
-    const char *role; /* "system", "user", "assistant", "tool" */
+    const char *role; /* "system", "user", "assistant", "tool" (the result of a call) */
     const mepic_segment *parts;
     size_t n_parts;
+    const mepic_tool_call *calls; /* of an assistant, behind its parts */
+    size_t n_calls;
 } mepic_message;
 
 /* A prompt is either messages, rendered by the model's chat template, or segments, taken as they are. */
@@ -176,13 +185,17 @@ typedef struct mepic_prompt {
     const mepic_segment *segments; /* used when n_messages is 0 */
     size_t n_segments;
     bool no_bos;                   /* segments only: do not put the model's BOS in front */
+    const char *const *tools;      /* messages only: each a JSON object, {"type": "function", "function": {"name",
+                                    * "description", "parameters"}}, shown to the model as it is written */
+    size_t n_tools;
 } mepic_prompt;
 
 typedef struct mepic_prepared mepic_prepared; /* immutable; may be submitted many times */
 
 /* Renders and tokenizes; keeps nothing of `prompt`. Any thread. ERR_ARGUMENT (empty prompt, unknown role, a token that
- * is not in the vocabulary), ERR_UNSUPPORTED (messages for a model without a known chat template), ERR_TOO_LONG (more
- * than INT32_MAX tokens; the context is checked by mepic_submit), ERR_NOMEM. */
+ * is not in the vocabulary), ERR_UNSUPPORTED (messages for a model without a known chat template, tools or calls for
+ * one whose template has none), ERR_TOO_LONG (more than INT32_MAX tokens; the context is checked by mepic_submit),
+ * ERR_NOMEM. */
 mepic_status mepic_prepare(const mepic_engine *engine, const mepic_prompt *prompt, mepic_prepared **out,
                            mepic_error *err);
 /* NULL is a no-op. Requests that were submitted with it go on. */

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "support/vocab.h"
@@ -20,6 +21,12 @@ static const char qwen[] =
     "{{- '<|im_start|>system\\n' }}{{- messages[0].content }}{{- '<|im_start|>system\\n' + "
     "messages[0].content + '<|im_end|>\\n' }}{{- '<|im_start|>system\\nYou are Q.<|im_end|>\\n' }}"
     "{{- '\\n<tool_response>\\n' }}";
+/* Lists its tools, in words of its own. */
+static const char qwen_tools[] =
+    "{{- '<|im_start|>system\\n' }}{{- '<|im_start|>system\\nYou are Q.<|im_end|>\\n' }}"
+    "{{- \"\\n\\n# Tools\\n\\nThey are \\\"these\\\", in <tools></tools>:\\n<tools>\" }}{{- tool | tojson }}"
+    "{{- \"\\n</tools>\\n\\nCall one so:\\n<tool_call>\\n{\\\"name\\\": N, \\\"arguments\\\": A}\\n</tool_call>"
+    "<|im_end|>\\n\" }}{{- '\\n<tool_response>\\n' }}";
 static const char llama3[] =
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
     "+ '<|eot_id|>' }}";
@@ -59,7 +66,7 @@ static mepic_message say(const char *role, const char *text) {
     static size_t next;
     mepic_segment *part = &parts[next++ % 64];
     *part = (mepic_segment){ .text = text, .len = strlen(text) };
-    return (mepic_message){ role, part, 1 };
+    return (mepic_message){ .role = role, .parts = part, .n_parts = 1 };
 }
 
 static void join(const mp_pieces *pieces, char *out, size_t cap) {
@@ -72,23 +79,34 @@ static void join(const mp_pieces *pieces, char *out, size_t cap) {
     out[n] = 0;
 }
 
-static void expect(const mp_chat_template *chat, const mepic_message *messages, size_t n, bool generate,
-                   const char *want) {
+static void expect_chat(const mp_chat_template *chat, const mp_chat *conversation, bool generate, const char *want) {
     mp_pieces pieces;
     mepic_error err = { 0 };
-    if (mp_chat_render(chat, messages, n, generate, &pieces, &err)) fail_msg("%s", err.message);
+    if (mp_chat_render(chat, conversation, generate, &pieces, &err)) fail_msg("%s", err.message);
     char got[2048];
     join(&pieces, got, sizeof got);
     assert_string_equal(got, want);
     mp_pieces_clear(&pieces);
 }
 
-static void expect_refused(const mp_chat_template *chat, const mepic_message *messages, size_t n, mepic_status status,
-                           const char *word) {
+static void expect(const mp_chat_template *chat, const mepic_message *messages, size_t n, bool generate,
+                   const char *want) {
+    const mp_chat conversation = { .messages = messages, .n = n };
+    expect_chat(chat, &conversation, generate, want);
+}
+
+static void expect_chat_refused(const mp_chat_template *chat, const mp_chat *conversation, mepic_status status,
+                                const char *word) {
     mp_pieces pieces;
     mepic_error err = { 0 };
-    assert_int_equal(mp_chat_render(chat, messages, n, true, &pieces, &err), status);
+    assert_int_equal(mp_chat_render(chat, conversation, true, &pieces, &err), status);
     if (!strstr(err.message, word)) fail_msg("\"%s\" does not say \"%s\"", err.message, word);
+}
+
+static void expect_refused(const mp_chat_template *chat, const mepic_message *messages, size_t n, mepic_status status,
+                           const char *word) {
+    const mp_chat conversation = { .messages = messages, .n = n };
+    expect_chat_refused(chat, &conversation, status, word);
 }
 
 /* ---- Recognizing ------------------------------------------------------------------------------------------------- */
@@ -152,6 +170,89 @@ static void chatml_turns(void **state) {
     chat = find_template(chatml);
     expect(&chat, plain, 1, true, "<|im_start|>user\n Hi \n<|im_end|>\n<|im_start|>assistant\n");
     expect_refused(&chat, tools, 7, MEPIC_ERR_ARGUMENT, "no turn for tool results");
+}
+
+static const char *const two_tools[] = { "{\"a\": 1}", "{\"b\": \"<|im_end|>\"}" };
+#define LISTED                                                                                                         \
+    "# Tools\n\nThey are \"these\", in <tools></tools>:\n<tools>\n{\"a\": 1}\n{\"b\": "                                \
+    "\"<|im_end|>\"}\n</tools>\n\nCall one "                                                                           \
+    "so:\n<tool_call>\n{\"name\": N, \"arguments\": A}\n</tool_call><|im_end|>\n"
+
+static void tools_stand_in_the_system_turn(void **state) {
+    (void)state;
+    mp_chat_template chat = find_template(qwen_tools);
+    assert_string_equal(mp_chat_tool_format(&chat), "hermes");
+    const mepic_message turns[] = { say("system", "S"), say("user", "U") };
+    mp_chat conversation = { .messages = turns, .n = 2, .tools = two_tools, .n_tools = 2 };
+    expect_chat(&chat, &conversation, true,
+                "<|im_start|>system\nS\n\n" LISTED "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
+    conversation.messages = turns + 1;
+    conversation.n = 1;
+    expect_chat(&chat, &conversation, false,
+                "<|im_start|>system\nYou are Q.\n\n" LISTED "<|im_start|>user\nU<|im_end|>\n");
+    chat.default_system.len = 0;
+    expect_chat(&chat, &conversation, false, "<|im_start|>system\n" LISTED "<|im_start|>user\nU<|im_end|>\n");
+    /* what a tool says is never parsed */
+    mp_pieces pieces;
+    assert_int_equal(mp_chat_render(&chat, &conversation, false, &pieces, NULL), MEPIC_OK);
+    for (size_t i = 0; i < pieces.n; i++) {
+        bool tool = pieces.items[i].text.len > 2 && memcmp(pieces.items[i].text.data, "{\"", 2) == 0;
+        if (tool) assert_int_equal(pieces.items[i].kind, MP_PIECE_PART);
+    }
+    mp_pieces_clear(&pieces);
+}
+
+static void calls_follow_the_assistants_text(void **state) {
+    (void)state;
+    mp_chat_template chat = find_template(qwen_tools);
+    const mepic_tool_call calls[] = { { "f", "{\"x\": 1}" }, { "g", "{}" } };
+    mepic_message turns[] = { say("user", "U"), say("assistant", "A."), say("tool", "1"), say("tool", "2") };
+    turns[1].calls = calls;
+    turns[1].n_calls = 2;
+    const mp_chat conversation = { .messages = turns, .n = 4 };
+    static const char end[] = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>\n<tool_call>\n"
+                              "{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>\n<|im_start|>user\n"
+                              "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>\n"
+                              "<|im_start|>assistant\n";
+    static const char start[] = "<|im_start|>system\nYou are Q.<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
+                                "<|im_start|>assistant\n";
+    char want[1024];
+    snprintf(want, sizeof want, "%sA.\n%s", start, end);
+    expect_chat(&chat, &conversation, true, want);
+    turns[1].n_parts = 0;
+    snprintf(want, sizeof want, "%s%s", start, end);
+    expect_chat(&chat, &conversation, true, want);
+    turns[0].calls = calls;
+    turns[0].n_calls = 1;
+    expect_chat_refused(&chat, &conversation, MEPIC_ERR_ARGUMENT, "only an assistant");
+}
+
+/* Templates that have no tools, cut them short, or call them in another way. */
+static void tools_that_are_not_understood_are_refused(void **state) {
+    (void)state;
+    static const char *const none[] = {
+        "<|im_start|>",
+        "<|im_start|><tool_response>{{ \"<tools>\" }}{{ \"</tools><function=f><|im_end|>\\n\" }}",
+        "<|im_start|><tool_response>{{ \"<tools>\" }}{{ \"</tools><tool_call>name arguments\" }}",
+        "<|im_start|><tool_response>{{ \"<tools>\" }}{{ \"</tools><tool_call>name arguments<|im_end|>\\n",
+        "<|im_start|><tool_response>{{ <tools>\" }}{{ </tools><tool_call>name arguments<|im_end|>\\n\" }}",
+        "<|im_start|>{{ \"<tools>\" }}{{ \"</tools><tool_call>name arguments<|im_end|>\\n\" }}",
+        "</tools>\"<|im_start|><tool_response><tools>\"",
+        "</tools>\"<|im_start|><tool_response>\"\"<tools>\\",
+    };
+    const mepic_tool_call call = { "f", "{}" };
+    mepic_message turns[] = { say("user", "U"), say("assistant", "A") };
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++) {
+        mp_chat_template chat = find_template(none[i]);
+        assert_string_equal(mp_chat_tool_format(&chat), "none");
+        const mp_chat asked = { .messages = turns, .n = 2, .tools = two_tools, .n_tools = 1 };
+        expect_chat_refused(&chat, &asked, MEPIC_ERR_UNSUPPORTED, "has no tools");
+        turns[1].calls = &call;
+        turns[1].n_calls = 1;
+        const mp_chat called = { .messages = turns, .n = 2 };
+        expect_chat_refused(&chat, &called, MEPIC_ERR_UNSUPPORTED, "message 1 calls tools");
+        turns[1].n_calls = 0;
+    }
 }
 
 static void llama3_turns(void **state) {
@@ -223,10 +324,11 @@ static void parts_stay_apart(void **state) {
                                     { .text = NULL, .len = 0 },
                                     { .kind = MEPIC_CHUNK, .text = " doc ", .len = 5 },
                                     { .text = "\t", .len = 1 } };
-    const mepic_message message = { "user", parts, 6 };
+    const mepic_message message = { .role = "user", .parts = parts, .n_parts = 6 };
+    const mp_chat conversation = { .messages = &message, .n = 1 };
     mp_chat_template chat = find_template(llama3);
     mp_pieces pieces;
-    assert_int_equal(mp_chat_render(&chat, &message, 1, false, &pieces, NULL), MEPIC_OK);
+    assert_int_equal(mp_chat_render(&chat, &conversation, false, &pieces, NULL), MEPIC_OK);
     assert_int_equal(pieces.n, 5);
     assert_int_equal(pieces.items[0].kind, MP_PIECE_TEMPLATE);
     assert_null(pieces.items[0].part);
@@ -243,12 +345,12 @@ static void parts_stay_apart(void **state) {
     }
     mp_pieces_clear(&pieces);
     chat = find_template(chatml); /* which does not trim */
-    assert_int_equal(mp_chat_render(&chat, &message, 1, false, &pieces, NULL), MEPIC_OK);
+    assert_int_equal(mp_chat_render(&chat, &conversation, false, &pieces, NULL), MEPIC_OK);
     assert_int_equal(pieces.n, 7);
     assert_int_equal(pieces.items[1].text.len, 2);
     mp_pieces_clear(&pieces);
     const mepic_segment blank[] = { { .text = " ", .len = 1 }, { .text = "\n ", .len = 2 } };
-    const mepic_message nothing = { "user", blank, 2 };
+    const mepic_message nothing = { .role = "user", .parts = blank, .n_parts = 2 };
     chat = find_template(llama3);
     expect(&chat, &nothing, 1, false, "<|start_header_id|>user<|end_header_id|>\n\n<|eot_id|>");
 }
@@ -271,16 +373,20 @@ static void the_system_opening_is_how_a_system_turn_begins(void **state) {
 
 static void failing_memory_is_reported(void **state) {
     (void)state;
-    mp_chat_template chat = find_template(qwen);
+    mp_chat_template chat = find_template(qwen_tools);
     mepic_message turns[40];
+    const mepic_tool_call call = { "f", "{}" };
     for (size_t i = 0; i < 40; i++) turns[i] = say(i % 2 ? "assistant" : "user", "x");
+    turns[1].calls = &call;
+    turns[1].n_calls = 1;
+    const mp_chat conversation = { .messages = turns, .n = 40, .tools = two_tools, .n_tools = 2 };
     mepic_status status = MEPIC_ERR_NOMEM;
     for (uint64_t n = 1; status != MEPIC_OK; n++) {
-        assert_true(n < 20);
+        assert_true(n < 40);
         mp_pieces pieces = { 0 };
         mepic_error err = { 0 };
         mp_mem_fail_at(n, false);
-        status = mp_chat_render(&chat, turns, 40, true, &pieces, &err);
+        status = mp_chat_render(&chat, &conversation, true, &pieces, &err);
         mp_mem_fail_at(0, false);
         assert_int_equal(err.status, status);
         assert_true((status == MEPIC_OK) == (pieces.items != NULL));
@@ -300,6 +406,9 @@ int main(void) {
         cmocka_unit_test(families_are_recognized_by_their_text),
         cmocka_unit_test(a_default_system_text_is_read_from_the_template),
         cmocka_unit_test(chatml_turns),
+        cmocka_unit_test(tools_stand_in_the_system_turn),
+        cmocka_unit_test(calls_follow_the_assistants_text),
+        cmocka_unit_test(tools_that_are_not_understood_are_refused),
         cmocka_unit_test(llama3_turns),
         cmocka_unit_test(gemma_turns),
         cmocka_unit_test(mistral_turns),

@@ -13,14 +13,14 @@
 
 typedef struct golden_case {
     const char *model, *tokens, *chat; /* files; chat NULL: the model has no template */
-    const char *kind;
+    const char *kind, *tools;          /* tools NULL: the template has none */
 } golden_case;
 
 static golden_case cases[] = {
-    { SMOLLM2, "tokens_smollm2-135m.json", "chat_smollm2-135m.json", "bpe/smollm" },
-    { QWEN_0_5B, "tokens_qwen0.5b.json", "chat_qwen0.5b.json", "bpe/qwen2" },
-    { QWEN_1_5B, "tokens_qwen1.5b.json", "chat_qwen1.5b.json", "bpe/qwen2" },
-    { GEMMA3_270M, "tokens_gemma3-270m.json", NULL, "spm" },
+    { SMOLLM2, "tokens_smollm2-135m.json", "chat_smollm2-135m.json", "bpe/smollm", NULL },
+    { QWEN_0_5B, "tokens_qwen0.5b.json", "chat_qwen0.5b.json", "bpe/qwen2", "tools_qwen0.5b.json" },
+    { QWEN_1_5B, "tokens_qwen1.5b.json", "chat_qwen1.5b.json", "bpe/qwen2", "tools_qwen1.5b.json" },
+    { GEMMA3_270M, "tokens_gemma3-270m.json", NULL, "spm", NULL },
 };
 
 typedef struct loaded {
@@ -119,21 +119,41 @@ static void ids_are_the_references(void **state) {
 }
 
 /* Renders one golden conversation; fills `text` with the pieces' text and `ids` with the ids of each piece alone. */
-static void render(const loaded *l, const json_t *messages, bool generate, mp_buf *text, mp_tokens *ids) {
-    mepic_message turns[16];
-    mepic_segment parts[16] = { 0 };
-    size_t n = json_array_size(messages);
-    assert_true(n <= 16);
+/* calls: [{"name", "arguments"}] of a message. */
+static size_t read_calls(const json_t *list, mepic_tool_call out[4]) {
+    size_t n = json_array_size(list);
+    assert_true(n <= 4);
     for (size_t i = 0; i < n; i++) {
+        const json_t *call = json_array_get(list, i);
+        out[i].name = json_string_value(json_object_get(call, "name"));
+        out[i].arguments = json_string_value(json_object_get(call, "arguments"));
+    }
+    return n;
+}
+
+static void render(const loaded *l, const json_t *conversation, bool generate, mp_buf *text, mp_tokens *ids) {
+    mepic_message turns[16] = { 0 };
+    mepic_segment parts[16] = { 0 };
+    mepic_tool_call calls[16][4];
+    const char *tools[4];
+    const json_t *messages = json_object_get(conversation, "messages"), *list = json_object_get(conversation, "tools");
+    mp_chat chat = { turns, json_array_size(messages), tools, json_array_size(list) };
+    assert_true(chat.n <= 16 && chat.n_tools <= 4);
+    for (size_t i = 0; i < chat.n_tools; i++) tools[i] = json_string_value(json_array_get(list, i));
+    for (size_t i = 0; i < chat.n; i++) {
         const json_t *message = json_array_get(messages, i), *content = json_object_get(message, "content");
         parts[i].text = json_string_value(content);
         parts[i].len = json_string_length(content);
-        turns[i] = (mepic_message){ json_string_value(json_object_get(message, "role")), &parts[i], 1 };
+        turns[i].role = json_string_value(json_object_get(message, "role"));
+        turns[i].parts = &parts[i];
+        turns[i].n_parts = 1;
+        turns[i].calls = calls[i];
+        turns[i].n_calls = read_calls(json_object_get(message, "calls"), calls[i]);
     }
-    mp_chat_template chat;
-    mp_chat_template_find(l->gguf, &chat);
+    mp_chat_template template;
+    mp_chat_template_find(l->gguf, &template);
     mp_pieces pieces;
-    assert_int_equal(mp_chat_render(&chat, turns, n, generate, &pieces, NULL), MEPIC_OK);
+    assert_int_equal(mp_chat_render(&template, &chat, generate, &pieces, NULL), MEPIC_OK);
     for (size_t i = 0; i < pieces.n; i++) {
         const mp_piece *piece = &pieces.items[i];
         assert_true(mp_buf_append(text, piece->text.data, piece->text.len));
@@ -162,8 +182,7 @@ static void chats_are_the_references(void **state) {
         const json_t *chat = json_array_get(conversations, i);
         mp_buf text = { .limit = 1 << 20 };
         mp_tokens pieces = { 0 }, whole = { 0 };
-        render(&l, json_object_get(chat, "messages"), json_is_true(json_object_get(chat, "add_generation_prompt")),
-               &text, &pieces);
+        render(&l, chat, json_is_true(json_object_get(chat, "add_generation_prompt")), &text, &pieces);
         const json_t *want = json_object_get(chat, "rendered");
         assert_int_equal(text.len, json_string_length(want));
         assert_memory_equal(text.data, json_string_value(want), text.len);
@@ -179,14 +198,56 @@ static void chats_are_the_references(void **state) {
     unload(&l);
 }
 
+/* Tools and calls: the text is the reference's. Piece by piece the ids are those of the whole text, so a reply that
+ * calls a tool is found in the cache when it comes back; but for tool results, whose text is its own. */
+static void tools_are_the_references(void **state) {
+    const golden_case *golden = *state;
+    loaded l;
+    if (!golden->tools) skip();
+    json_t *root = golden_load(golden->tools);
+    assert_non_null(root);
+    if (!load(golden, &l)) {
+        json_decref(root);
+        skip();
+    }
+    const json_t *conversations = json_object_get(root, "conversations");
+    for (size_t i = 0; i < json_array_size(conversations); i++) {
+        const json_t *chat = json_array_get(conversations, i), *want = json_object_get(chat, "rendered");
+        mp_buf text = { .limit = 1 << 20 };
+        mp_tokens pieces = { 0 }, whole = { 0 };
+        render(&l, chat, true, &text, &pieces);
+        assert_int_equal(text.len, json_string_length(want));
+        assert_memory_equal(text.data, json_string_value(want), text.len);
+        assert_int_equal(mp_tokenize(l.tokenizer, text.data, text.len, true, true, &whole, NULL), MEPIC_OK);
+        const char *results = strstr(json_string_value(want), "<tool_response>");
+        if (!results) {
+            assert_int_equal(pieces.n, whole.n);
+            assert_memory_equal(pieces.ids, whole.ids, whole.n * sizeof *whole.ids);
+        } else {
+            mp_tokens before = { 0 };
+            size_t len = (size_t)(results - json_string_value(want));
+            assert_int_equal(mp_tokenize(l.tokenizer, text.data, len - 1, true, true, &before, NULL), MEPIC_OK);
+            assert_true(before.n < pieces.n);
+            assert_memory_equal(pieces.ids, before.ids, before.n * sizeof *before.ids);
+            mp_free(before.ids);
+        }
+        mp_free(pieces.ids);
+        mp_free(whole.ids);
+        mp_buf_clear(&text);
+    }
+    json_decref(root);
+    unload(&l);
+}
+
 int main(void) {
-    struct CMUnitTest tests[8];
+    struct CMUnitTest tests[12];
     char path[512];
     size_t n = 0, found = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         found += real_model_find(cases[i].model, path, sizeof path);
         tests[n++] = (struct CMUnitTest){ cases[i].tokens, ids_are_the_references, NULL, NULL, &cases[i] };
         tests[n++] = (struct CMUnitTest){ cases[i].model, chats_are_the_references, NULL, NULL, &cases[i] };
+        tests[n++] = (struct CMUnitTest){ "tools", tools_are_the_references, NULL, NULL, &cases[i] };
     }
     return found ? cmocka_run_group_tests(tests, NULL, NULL) : 77;
 }

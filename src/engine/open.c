@@ -52,6 +52,8 @@ static void fill_info(mepic_engine *e) {
     describe_types(gguf, info->file_types, sizeof info->file_types);
     const char *family = mp_chat_family_name(e->chat.family);
     copy_str(info->chat_family, sizeof info->chat_family, family, strlen(family));
+    const char *tools = mp_chat_tool_format(&e->chat);
+    copy_str(info->tool_format, sizeof info->tool_format, tools, strlen(tools));
     for (size_t i = 0; i < mp_gguf_n_tensors(gguf); i++) {
         const mp_tensor *t = mp_gguf_tensor_at(gguf, i);
         info->parameters += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];

@@ -148,13 +148,22 @@ static mepic_status prepare_messages(mepic_prepared *p, const mepic_prompt *prom
         if (!message->role || (!message->parts && message->n_parts > 0)) {
             return mp_fail(err, MEPIC_ERR_ARGUMENT, "messages[%zu] has no %s", i, message->role ? "parts" : "role");
         }
+        for (size_t k = 0; k < message->n_calls; k++) {
+            if (message->calls && message->calls[k].name && message->calls[k].arguments) continue;
+            return mp_fail(err, MEPIC_ERR_ARGUMENT, "messages[%zu].calls[%zu] has no name or no arguments", i, k);
+        }
         for (size_t k = 0; k < message->n_parts; k++) {
             mepic_status st = check_segment(&message->parts[k], err);
             if (st != MEPIC_OK) return st;
         }
     }
+    for (size_t i = 0; i < prompt->n_tools; i++) {
+        if (prompt->tools && prompt->tools[i]) continue;
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "tools[%zu] is NULL", i);
+    }
     mp_pieces pieces = { 0 };
-    mepic_status st = mp_chat_render(&p->engine->chat, prompt->messages, prompt->n_messages, true, &pieces, err);
+    const mp_chat chat = { prompt->messages, prompt->n_messages, prompt->tools, prompt->n_tools };
+    mepic_status st = mp_chat_render(&p->engine->chat, &chat, true, &pieces, err);
     if (st != MEPIC_OK) return st;
     st = push_bos(p, err);
     for (size_t i = 0; i < pieces.n && st == MEPIC_OK; i++) {

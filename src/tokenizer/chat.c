@@ -61,6 +61,49 @@ static bool trims_content(mp_str text) {
     return false;
 }
 
+/* A string of the template that ends with `end`: what stands between its quotes. len 0: there is none. */
+static mp_str find_string_ending(mp_str text, const char *end) {
+    for (size_t at = find(text, 0, end), len = strlen(end); at < text.len; at = find(text, at + 1, end)) {
+        char quote = at + len < text.len ? text.data[at + len] : 0;
+        if (quote != '\'' && quote != '"') continue;
+        size_t from = at;
+        while (from > 0 && !(text.data[from - 1] == quote && (from == 1 || text.data[from - 2] != '\\'))) from--;
+        if (from > 0) return (mp_str){ text.data + from, at + len - from };
+    }
+    return (mp_str){ "", 0 };
+}
+
+/* A string that begins, behind newlines, with `start`: from there to its closing quote. */
+static mp_str find_string_beginning(mp_str text, const char *start) {
+    for (size_t at = find(text, 0, start); at < text.len; at = find(text, at + 1, start)) {
+        size_t open = at;
+        while (open > 1 && (text.data[open - 1] == '\n' || memcmp(text.data + open - 2, "\\n", 2) == 0)) {
+            open -= text.data[open - 1] == '\n' ? 1 : 2;
+        }
+        char quote = open > 0 ? text.data[open - 1] : 0;
+        if (quote != '\'' && quote != '"') continue;
+        size_t to = at;
+        while (to < text.len && text.data[to] != quote) to += text.data[to] == '\\' ? 2 : 1;
+        if (to < text.len) return (mp_str){ text.data + at, to - at };
+    }
+    return (mp_str){ "", 0 };
+}
+
+static bool ends_with(mp_str text, const char *end) {
+    size_t len = strlen(end);
+    return text.len >= len && memcmp(text.data + text.len - len, end, len) == 0;
+}
+
+/* <tools>, a line each, </tools>, and a call is a JSON object in <tool_call> marks. */
+static void find_tools(mp_str text, mp_chat_template *out) {
+    mp_str before = find_string_ending(text, "<tools>"), after = find_string_beginning(text, "</tools>");
+    bool calls_are_json = has(after, "<tool_call>") && has(after, "name") && has(after, "arguments");
+    if (before.len == 0 || !calls_are_json || !ends_with(after, "<|im_end|>\\n")) return;
+    while (before.len >= 2 && memcmp(before.data, "\\n", 2) == 0) before = (mp_str){ before.data + 2, before.len - 2 };
+    out->tools_before = before;
+    out->tools_after = after;
+}
+
 void mp_chat_template_find(const mp_gguf *gguf, mp_chat_template *out) {
     *out = (mp_chat_template){ .family = MP_CHAT_NONE, .default_system = { "", 0 } };
     mp_str text;
@@ -70,6 +113,7 @@ void mp_chat_template_find(const mp_gguf *gguf, mp_chat_template *out) {
         out->family = MP_CHAT_CHATML;
         out->default_system = find_default_system(text);
         out->tool_response = has(text, "<tool_response>");
+        if (out->tool_response) find_tools(text, out);
     } else if (has(text, "<|start_header_id|>")) {
         out->family = MP_CHAT_LLAMA3;
     } else if (has(text, "<start_of_turn>")) {
@@ -94,6 +138,10 @@ const char *mp_chat_family_name(mp_chat_family family) {
     case MP_CHAT_GEMMA: return "gemma";
     }
     return "none";
+}
+
+const char *mp_chat_tool_format(const mp_chat_template *chat) {
+    return chat->tools_before.len > 0 ? "hermes" : "none";
 }
 
 /* ---- Pieces ------------------------------------------------------------------------------------------------------ */
@@ -152,7 +200,68 @@ static bool push_content(mp_pieces *pieces, const mepic_message *message, bool t
     return true;
 }
 
+/* Room for a text of the pieces' own. */
+static char *own_text(mp_pieces *pieces, size_t len) {
+    if (pieces->n_texts == pieces->cap_texts) {
+        size_t cap = pieces->cap_texts ? 2 * pieces->cap_texts : 8;
+        char **texts = mp_realloc(pieces->texts, cap * sizeof *texts);
+        if (!texts) return NULL;
+        pieces->texts = texts;
+        pieces->cap_texts = cap;
+    }
+    char *text = mp_alloc(len);
+    if (text) pieces->texts[pieces->n_texts++] = text;
+    return text;
+}
+
+static bool join(mp_pieces *pieces, const mp_str *texts, size_t n, mp_str *out) {
+    size_t len = 0;
+    for (size_t i = 0; i < n; i++) len += texts[i].len;
+    char *joined = own_text(pieces, len), *to = joined;
+    if (!joined) return false;
+    for (size_t i = 0; i < n; i++) {
+        if (texts[i].len > 0) memcpy(to, texts[i].data, texts[i].len);
+        to += texts[i].len;
+    }
+    *out = (mp_str){ joined, len };
+    return true;
+}
+
+static mp_str str(const char *text) {
+    return (mp_str){ text, strlen(text) };
+}
+
+/* Puts `end` behind the last piece: into it where it is text, since a word's tokens depend on what follows. */
+static bool extend_last(mp_pieces *pieces, const char *end) {
+    mp_piece *last = &pieces->items[pieces->n - 1];
+    mp_str parts[] = { last->text, str(end) };
+    bool joins = last->kind == MP_PIECE_TEMPLATE || (last->part->kind == MEPIC_TEXT && !last->part->tokens);
+    return joins ? join(pieces, parts, 2, &last->text) : push_literal(pieces, end);
+}
+
+/* What is not template text and no part of a message either: special tokens are not parsed in it. */
+static bool push_text(mp_pieces *pieces, mp_str text) {
+    static const mepic_segment plain = { .kind = MEPIC_TEXT };
+    return push(pieces, (mp_piece){ MP_PIECE_PART, text, &plain });
+}
+
+/* A string of the template as it reads: \n and quotes behind a backslash. */
+static bool push_string(mp_pieces *pieces, mp_str written, const char *end) {
+    char *text = own_text(pieces, written.len + strlen(end));
+    if (!text) return false;
+    size_t n = 0;
+    for (size_t i = 0; i < written.len; i++) {
+        bool escaped = written.data[i] == '\\' && i + 1 < written.len;
+        if (escaped) i++;
+        text[n++] = (char)(escaped && written.data[i] == 'n' ? '\n' : written.data[i]);
+    }
+    memcpy(text + n, end, strlen(end));
+    return push(pieces, (mp_piece){ MP_PIECE_TEMPLATE, { text, n + strlen(end) }, NULL });
+}
+
 void mp_pieces_clear(mp_pieces *pieces) {
+    for (size_t i = 0; i < pieces->n_texts; i++) mp_free(pieces->texts[i]);
+    mp_free(pieces->texts);
     mp_free(pieces->items);
     *pieces = (mp_pieces){ 0 };
 }
@@ -168,20 +277,48 @@ static role find_role(const char *name) {
     return r;
 }
 
-static bool render_chatml(const mp_chat_template *chat, const mepic_message *messages, size_t n, bool generate,
-                          mp_pieces *out) {
-    static const char *const openings[] = { "<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n" };
-    bool ok = true;
-    if (chat->default_system.len && find_role(messages[0].role) != SYSTEM) {
-        ok = push_literal(out, openings[SYSTEM]) &&
-             push(out, (mp_piece){ MP_PIECE_TEMPLATE, chat->default_system, NULL }) &&
-             push_literal(out, "<|im_end|>\n");
+/* The system turn, with the tools behind its text. */
+static bool chatml_system(const mp_chat_template *chat, const mp_chat *c, bool has_system, mp_pieces *out) {
+    bool has_text = has_system || chat->default_system.len > 0, ok = push_literal(out, "<|im_start|>system\n");
+    if (has_system)
+        ok = ok && push_content(out, &c->messages[0], chat->trim);
+    else if (has_text)
+        ok = ok && push(out, (mp_piece){ MP_PIECE_TEMPLATE, chat->default_system, NULL });
+    if (c->n_tools == 0) return ok && push_literal(out, "<|im_end|>\n");
+    ok = ok && (!has_text || extend_last(out, "\n\n")) && push_string(out, chat->tools_before, "\n");
+    for (size_t i = 0; ok && i < c->n_tools; i++) {
+        mp_str line, parts[] = { str(c->tools[i]), str("\n") };
+        ok = join(out, parts, 2, &line) && push_text(out, line);
     }
-    for (size_t i = 0; ok && i < n; i++) {
+    return ok && push_string(out, chat->tools_after, "");
+}
+
+/* Newlines go where a reply's tokens have them: behind the text, and inside the marks with the call. */
+static bool chatml_calls(const mepic_message *message, bool has_text, mp_pieces *out) {
+    bool ok = message->n_calls == 0 || !has_text || extend_last(out, "\n");
+    for (size_t i = 0; ok && i < message->n_calls; i++) {
+        const mepic_tool_call *call = &message->calls[i];
+        mp_str text, parts[] = { str("\n{\"name\": \""), str(call->name), str("\", \"arguments\": "),
+                                 str(call->arguments), str("}\n") };
+        ok = push_literal(out, i > 0 ? "\n<tool_call>" : "<tool_call>") && join(out, parts, 5, &text) &&
+             push_text(out, text) && push_literal(out, "</tool_call>");
+    }
+    return ok;
+}
+
+static bool render_chatml(const mp_chat_template *chat, const mp_chat *c, bool generate, mp_pieces *out) {
+    static const char *const openings[] = { "<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n" };
+    const mepic_message *messages = c->messages;
+    size_t n = c->n;
+    bool has_system = find_role(messages[0].role) == SYSTEM, ok = true;
+    if (has_system || chat->default_system.len > 0 || c->n_tools > 0) ok = chatml_system(chat, c, has_system, out);
+    for (size_t i = has_system ? 1 : 0; ok && i < n; i++) {
         role r = find_role(messages[i].role);
         if (r != TOOL) {
-            ok = push_literal(out, openings[r]) && push_content(out, &messages[i], chat->trim) &&
-                 push_literal(out, "<|im_end|>\n");
+            ok = push_literal(out, openings[r]);
+            size_t before = out->n;
+            ok = ok && push_content(out, &messages[i], chat->trim) &&
+                 chatml_calls(&messages[i], out->n > before, out) && push_literal(out, "<|im_end|>\n");
             continue;
         }
         bool first = i == 0 || find_role(messages[i - 1].role) != TOOL;
@@ -267,6 +404,13 @@ static mepic_status check_roles(const mp_chat_template *chat, const mepic_messag
                            "message %zu has the role \"%.32s\"; system, user, assistant and tool are known", i,
                            messages[i].role ? messages[i].role : "");
         }
+        if (messages[i].n_calls > 0 && (r != ASSISTANT || chat->tools_before.len == 0)) {
+            return mp_fail(err, r != ASSISTANT ? MEPIC_ERR_ARGUMENT : MEPIC_ERR_UNSUPPORTED,
+                           "message %zu calls tools; %s", i,
+                           r != ASSISTANT ? "only an assistant does"
+                                          : "this model's chat template has no tools, or calls them in a way that is "
+                                            "not known");
+        }
         if (r == TOOL && !chat->tool_response) {
             return mp_fail(
                 err, MEPIC_ERR_ARGUMENT,
@@ -290,28 +434,34 @@ static mepic_status check_roles(const mp_chat_template *chat, const mepic_messag
     return MEPIC_OK;
 }
 
-mepic_status mp_chat_render(const mp_chat_template *chat, const mepic_message *messages, size_t n_messages,
-                            bool generate, mp_pieces *out, mepic_error *err) {
+mepic_status mp_chat_render(const mp_chat_template *chat, const mp_chat *c, bool generate, mp_pieces *out,
+                            mepic_error *err) {
     if (chat->family == MP_CHAT_NONE) {
         return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
                        "the model file has no chat template of a known family (chatml, llama3, mistral, gemma); "
                        "give segments instead of messages");
     }
-    if (n_messages == 0) return mp_fail(err, MEPIC_ERR_ARGUMENT, "there are no messages");
-    mepic_status status = check_roles(chat, messages, n_messages, err);
+    if (c->n == 0) return mp_fail(err, MEPIC_ERR_ARGUMENT, "there are no messages");
+    if (c->n_tools > 0 && chat->tools_before.len == 0) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "this model's chat template (%s) has no tools, or calls them in a way that is not known; "
+                       "leave them out",
+                       mp_chat_family_name(chat->family));
+    }
+    mepic_status status = check_roles(chat, c->messages, c->n, err);
     if (status) return status;
     mp_pieces pieces = { 0 };
     bool ok = false;
     switch (chat->family) {
     case MP_CHAT_NONE: break;
-    case MP_CHAT_CHATML: ok = render_chatml(chat, messages, n_messages, generate, &pieces); break;
-    case MP_CHAT_LLAMA3: ok = render_llama3(chat, messages, n_messages, generate, &pieces); break;
-    case MP_CHAT_GEMMA: ok = render_gemma(chat, messages, n_messages, generate, &pieces); break;
-    case MP_CHAT_MISTRAL: ok = render_mistral(chat, messages, n_messages, &pieces); break;
+    case MP_CHAT_CHATML: ok = render_chatml(chat, c, generate, &pieces); break;
+    case MP_CHAT_LLAMA3: ok = render_llama3(chat, c->messages, c->n, generate, &pieces); break;
+    case MP_CHAT_GEMMA: ok = render_gemma(chat, c->messages, c->n, generate, &pieces); break;
+    case MP_CHAT_MISTRAL: ok = render_mistral(chat, c->messages, c->n, &pieces); break;
     }
     if (!ok) {
         mp_pieces_clear(&pieces);
-        return mp_fail_nomem(err, "a rendered conversation", n_messages * sizeof *pieces.items);
+        return mp_fail_nomem(err, "a rendered conversation", c->n * sizeof *pieces.items);
     }
     *out = pieces;
     return MEPIC_OK;
