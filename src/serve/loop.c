@@ -84,13 +84,16 @@ static void start_feed(mp_loop *loop, mp_feed *feed) {
         if (!mp_feed_started(feed, choice, id)) mepic_cancel(loop->engine, id);
     }
     if (i == feed->n_choices) return;
+    if (err.status == MEPIC_ERR_BROKEN) {
+        note_broken(loop, &err); // told before the feed hears of it
+        return;
+    }
     mp_api_error why;
     mp_refuse_engine(&why, &err);
     if (i == 0) leave_seats(loop, feed);
     mp_feed_fail(feed, &why);
     cancel_choices(loop, feed);
     end_choices(loop, feed, feed->n_choices - i);
-    if (err.status == MEPIC_ERR_BROKEN) note_broken(loop, &err);
 }
 
 static void take_event(mp_loop *loop, const mepic_event *event) {
@@ -109,6 +112,9 @@ static void take_event(mp_loop *loop, const mepic_event *event) {
 }
 
 static void drop_waiting(mp_loop *loop, mp_feed *feed, const mp_api_error *why) {
+    pthread_mutex_lock(&loop->lock);
+    loop->metrics.finished[MEPIC_FINISH_CANCELLED] += feed->n_choices;
+    pthread_mutex_unlock(&loop->lock);
     leave_seats(loop, feed);
     if (why) mp_feed_fail(feed, why);
     mp_feed_drop(feed);

@@ -219,6 +219,15 @@ static mp_exchange *open_exchange(mp_server *server, struct MHD_Connection *conn
     return x;
 }
 
+static void take_body(mp_exchange *x, const char *bytes, size_t n) {
+    if (x->refused.status || mp_buf_append(&x->body, bytes, n)) return;
+    if (n > x->body.limit - x->body.len)
+        mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
+    else
+        mp_refuse(&x->refused, 503, "out_of_memory", NULL, "out of memory for the body");
+    mp_buf_clear(&x->body);
+}
+
 /* Called with the headers, then with pieces of the body, then without any, and again whenever the connection wakes. */
 static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, const char *path, const char *method,
                                   const char *version, const char *bytes, size_t *n_bytes, void **state) {
@@ -238,10 +247,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         x->n_body += *n_bytes;
         uint64_t patience = x->server->options.body_ms * MILLISECOND + x->n_body / BODY_BYTES_PER_SECOND * SECOND;
         mp_watch_deadline(x->watched, x->begun_ns + patience);
-        if (!x->refused.status && !mp_buf_append(&x->body, bytes, *n_bytes)) {
-            mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
-            mp_buf_clear(&x->body);
-        }
+        take_body(x, bytes, *n_bytes);
         *n_bytes = 0;
         return MHD_YES;
     }

@@ -71,12 +71,14 @@ json_int_t number_at(const json_t *root, const char *path) {
     return json_integer_value(value);
 }
 
+static void wait_for_event(void) {
+    struct pollfd fd = { .fd = mp_server_event_fd(server), .events = POLLIN };
+    if (poll(&fd, 1, 60000) != 1) fail_msg("the server told nothing for a minute");
+    mp_server_event_take(server);
+}
+
 void wait_until_idle(void) {
-    while (!mp_server_idle(server)) {
-        struct pollfd fd = { .fd = mp_server_event_fd(server), .events = POLLIN };
-        assert_int_equal(poll(&fd, 1, 60000), 1);
-        mp_server_event_take(server);
-    }
+    while (!mp_server_idle(server)) wait_for_event();
 }
 
 double metric(const char *line) {
@@ -87,6 +89,10 @@ double metric(const char *line) {
     double value = strtod(found + strlen(line), NULL);
     http_reply_clear(&reply);
     return value;
+}
+
+void wait_until_metric(const char *line, double value) {
+    while (metric(line) != value) wait_for_event();
 }
 
 void read_stream(http_client *c, stream *s) {
