@@ -290,7 +290,7 @@ static mepic_status sample_rows(mepic_engine *e, uint32_t n, mepic_error *err) {
     }
     for (uint32_t k = 0; k < n_samples; k++) {
         const mp_sample_row *row = &e->samples[k];
-        if (!e->backend->ops->sample) {
+        if (!e->backend->ops->sample || e->sampled[k] == MP_SAMPLE_ON_HOST) {
             const float *logits = e->backend->ops->logits_row(e->backend, row->logits);
             bool ok =
                 mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt, &e->sampled[k]);

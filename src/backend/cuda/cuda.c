@@ -16,6 +16,7 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/matmul.h"
+#include "backend/cuda/sample.h"
 #include "backend/cuda/weights.h"
 #include "backend/cuda/work.h"
 #include "base/mem.h"
@@ -26,8 +27,9 @@
 
 enum {
     LOGIT_ROWS_MIN = 16,
-    GRAPH_ROWS_MAX = 512, /* steps of more rows keep the device busy longer than launching takes */
-    N_GRAPHS = 32,        /* buckets up to GRAPH_ROWS_MAX */
+    GRAPH_ROWS_MAX = 512,  /* steps of more rows keep the device busy longer than launching takes */
+    N_GRAPHS = 32,         /* buckets up to GRAPH_ROWS_MAX */
+    MAX_ADJUSTS = 1 << 18, /* penalties and biases of a step's rows */
 };
 
 /* Partial states of decode rows; what does not fit is computed as blocks. */
@@ -50,6 +52,7 @@ typedef struct cuda_backend {
     mp_cu_weights weights;
     mp_cu_matmul *products;
     mp_cu_lists *lists;
+    mp_cu_sampler *sampler;
     char numerics[64];
     uint32_t max_rows, logit_rows; /* logit_rows: how many the logits hold at a time */
     uint32_t page_size, n_pages;
@@ -275,6 +278,7 @@ static void cuda_close(mp_backend *b) {
     for (uint32_t i = 0; i < N_GRAPHS; i++) {
         if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
     }
+    mp_cu_sampler_close(c->sampler);
     mp_cu_lists_close(c->lists);
     mp_cu_matmul_close(c->products);
     mp_cu_weights_close(&c->device, &c->weights);
@@ -300,6 +304,8 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_weights_open(&c->device, c->model, config->log, &c->weights, err)) != MEPIC_OK) goto fail;
     if ((status = open_buffers(c, config, err)) != MEPIC_OK) goto fail;
+    status = mp_cu_sampler_open(&c->device, c->hp->n_vocab, c->logit_rows, MAX_ADJUSTS, &c->sampler, err);
+    if (status != MEPIC_OK) goto fail;
     open_rope(c);
     if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
     if ((status = open_slab(c, config, err)) != MEPIC_OK) goto fail;
@@ -511,14 +517,38 @@ static void cuda_logits(mp_backend *b) {
     }
 }
 
+/* Sees to it that the device has the logits of row i. */
+static void need_logits(cuda_backend *c, uint32_t i) {
+    if (i >= c->first_logits && i < c->first_logits + c->n_logits) return;
+    compute_logits(c, i, part_from(c, i));
+    c->n_host = 0;
+}
+
+static mepic_status cuda_sample(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens,
+                                mepic_error *err) {
+    cuda_backend *c = self(b);
+    for (uint32_t first = 0, end; first < n && c->device.error == cudaSuccess; first = end) {
+        need_logits(c, rows[first].logits);
+        mp_cu_sampler_begin(c->sampler);
+        for (end = first; end < n && rows[end].logits < c->first_logits + c->n_logits; end++) {
+            mp_sample_row row = rows[end];
+            row.logits -= c->first_logits;
+            tokens[end] = mp_cu_sampler_add(c->sampler, &row, false) ? 0 : MP_SAMPLE_ON_HOST;
+        }
+        mp_cu_sampler_run(c->sampler, c->logits, c->device.stream);
+        CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+        const mp_cu_drawn *drawn = mp_cu_sampler_drawn(c->sampler);
+        for (uint32_t i = first; i < end; i++) {
+            if (tokens[i] != MP_SAMPLE_ON_HOST) tokens[i] = (drawn++)->token;
+        }
+    }
+    return mp_cu_status(&c->device, err);
+}
+
 static const float *cuda_logits_row(mp_backend *b, uint32_t i) {
     cuda_backend *c = self(b);
     size_t n_vocab = c->hp->n_vocab;
-    if (i < c->first_logits || i >= c->first_logits + c->n_logits) {
-        c->replaying = false;
-        compute_logits(c, i, part_from(c, i));
-        c->n_host = 0;
-    }
+    need_logits(c, i);
     if (i < c->first_host || i >= c->first_host + c->n_host) {
         CUDA_TRY(&c->device, cudaMemcpyAsync(c->host, c->logits, c->n_logits * n_vocab * sizeof *c->host,
                                              cudaMemcpyDeviceToHost, c->device.stream));
@@ -634,6 +664,7 @@ const mp_backend_ops mp_backend_cuda = {
     .attend = cuda_attend,
     .activate = cuda_activate,
     .logits = cuda_logits,
+    .sample = cuda_sample,
     .logits_row = cuda_logits_row,
     .act_read = cuda_act_read,
     .act_write = cuda_act_write,
