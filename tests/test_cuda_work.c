@@ -217,8 +217,9 @@ static void every_row_sees_what_the_plan_says(void **state) {
                                       .max_seqs = N_SEQS,
                                       .max_refs = 64,
                                       .n_pages = N_PAGES,
-                                      .max_slots = seed % 3 == 0 ? 10 : 1000, /* 10: most rows become blocks */
+                                      .max_slots = seed % 3 == 0 ? 10 : 4000, /* 10: most rows become blocks */
                                       .block_rows = 1u << rng_below(&r, 6),
+                                      .few_blocks = seed % 2 ? 0 : 1000,
                                       .on_host = true };
         mp_cu_lists *lists;
         assert_int_equal(mp_cu_lists_open(NULL, &config, &lists, NULL), MEPIC_OK);

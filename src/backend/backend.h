@@ -96,7 +96,7 @@ typedef struct mp_backend_ops {
     void (*logits)(mp_backend *b);                           /* rows with `logits`: output * rms_norm(x) */
 
     /* The tokens for rows [n], whose logits ascend, as infer/sample.h says; -1 for a row without a number, and
-     * MP_SAMPLE_ON_HOST for one that the host is to sample. NULL: the host samples all, which the CPU can do as well. */
+     * MP_SAMPLE_ON_HOST for one that the host is to sample. NULL: the host samples all, as for the CPU. */
     mepic_status (*sample)(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens, mepic_error *err);
     /* [n_vocab], valid until logits_row is asked for another row or the next step begins. Host memory. */
     const float *(*logits_row)(mp_backend *b, uint32_t i);

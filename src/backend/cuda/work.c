@@ -65,7 +65,7 @@ static size_t lay_out(const mp_cu_lists_config *c, size_t *size, size_t *cap, si
         [PART_CELLS] = { sizeof(mp_cu_cell), cells_of(c) },
         [PART_ITEMS] = { sizeof(mp_cu_item), cells_of(c) },
         [PART_READERS] = { sizeof(mp_cu_reader), c->max_slots },
-        [PART_FOLDS] = { sizeof(mp_cu_fold), c->max_seqs },
+        [PART_FOLDS] = { sizeof(mp_cu_fold), c->max_rows },
         [PART_BLOCKS] = { sizeof(mp_cu_block), (size_t)c->max_rows + c->max_seqs },
         [PART_REFS] = { sizeof(mp_cu_ref), refs },
     };
@@ -204,30 +204,35 @@ static void sort_by_cost(mp_cu_lists *l, uint32_t n) {
 
 /* ---- Decode ------------------------------------------------------------------------------------------------------ */
 
-/* Counts the readers of every cell the row sees and gives it its states. False: no room, and nothing changed. */
-static bool count_row(mp_cu_lists *l, const mp_step *step, uint32_t seq_id, bool *broken) {
-    const mp_plan *plan = step->plan;
-    const mp_plan_seq *seq = &plan->seqs[seq_id];
-    uint32_t n = 0, at;
-    for (uint32_t k = 0; k < seq->n_refs; k++) {
-        n += sees(plan, &seq->refs[k], edge_of(plan, &seq->refs[k], &step->rows[seq->row]));
-    }
-    if (l->n[PART_READERS] + n > l->cap[PART_READERS]) return false;
-    for (uint32_t k = 0; k < seq->n_refs; k++) {
-        if (!sees(plan, &seq->refs[k], edge_of(plan, &seq->refs[k], &step->rows[seq->row]))) continue;
-        if (!use_cell(l, plan, seq->refs[k].cell, &at)) {
-            *broken = true;
-            return false;
+/* States that the sequence's rows leave. */
+static uint64_t count_states(const mp_step *step, const mp_plan_seq *seq) {
+    uint64_t n = 0;
+    for (uint32_t r = seq->row; r < seq->row + seq->n_rows; r++) {
+        for (uint32_t k = 0; k < seq->n_refs; k++) {
+            n += sees(step->plan, &seq->refs[k], edge_of(step->plan, &seq->refs[k], &step->rows[r]));
         }
-        l->n_readers[at]++;
     }
-    ((mp_cu_fold *)list(l, PART_FOLDS))[l->n[PART_FOLDS]++] =
-        (mp_cu_fold){ .row = seq->row, .first_slot = (uint32_t)l->n[PART_READERS], .n_slots = n };
-    l->n[PART_READERS] += n;
+    return n;
+}
+
+/* Counts the readers of every cell the sequence's rows see, and gives each row its states; there is room for them. */
+static bool count_readers(mp_cu_lists *l, const mp_step *step, const mp_plan_seq *seq) {
+    uint32_t at;
+    for (uint32_t r = seq->row; r < seq->row + seq->n_rows; r++) {
+        uint32_t first = (uint32_t)l->n[PART_READERS];
+        for (uint32_t k = 0; k < seq->n_refs; k++) {
+            if (!sees(step->plan, &seq->refs[k], edge_of(step->plan, &seq->refs[k], &step->rows[r]))) continue;
+            if (!use_cell(l, step->plan, seq->refs[k].cell, &at)) return false;
+            l->n_readers[at]++;
+            l->n[PART_READERS]++;
+        }
+        ((mp_cu_fold *)list(l, PART_FOLDS))[l->n[PART_FOLDS]++] =
+            (mp_cu_fold){ .row = r, .first_slot = first, .n_slots = (uint32_t)l->n[PART_READERS] - first };
+    }
     return true;
 }
 
-static void make_items(mp_cu_lists *l, const mp_plan *plan) {
+static void make_items(mp_cu_lists *l) {
     uint32_t n_cells = (uint32_t)l->n[PART_CELLS], at = 0;
     mp_cu_item *items = list(l, PART_ITEMS);
     const mp_cu_cell *cells = list(l, PART_CELLS);
@@ -243,14 +248,13 @@ static void make_items(mp_cu_lists *l, const mp_plan *plan) {
         items[l->n[PART_ITEMS]++] =
             (mp_cu_item){ .cell = cell, .first_reader = l->next[cell], .n_readers = l->n_readers[cell] };
     }
-    (void)plan;
 }
 
-/* Writes the readers of one fold's row; `fold` was made by count_row. */
-static void add_readers(mp_cu_lists *l, const mp_step *step, uint32_t seq_id, const mp_cu_fold *fold) {
+/* Writes the readers of one fold's row; `fold` was made by count_readers. */
+static void add_readers(mp_cu_lists *l, const mp_step *step, const mp_cu_fold *fold) {
     const mp_plan *plan = step->plan;
-    const mp_plan_seq *seq = &plan->seqs[seq_id];
-    const mp_row *row = &step->rows[seq->row];
+    const mp_row *row = &step->rows[fold->row];
+    const mp_plan_seq *seq = &plan->seqs[row->seq];
     mp_cu_reader *readers = list(l, PART_READERS);
     uint32_t slot = fold->first_slot;
     for (uint32_t k = 0; k < seq->n_refs; k++) {
@@ -258,7 +262,7 @@ static void add_readers(mp_cu_lists *l, const mp_step *step, uint32_t seq_id, co
         uint32_t hi = edge_of(plan, ref, row);
         if (!sees(plan, ref, hi)) continue;
         readers[l->next[l->cell_of[ref->cell]]++] = (mp_cu_reader){ .mask = ref->mask,
-                                                                    .row = seq->row,
+                                                                    .row = fold->row,
                                                                     .delta = row->position - ref->base,
                                                                     .slot = slot++,
                                                                     .lo = ref->lo,
@@ -332,20 +336,22 @@ bool mp_cu_lists_build(mp_cu_lists *l, const mp_step *step) {
     memset(l->n, 0, sizeof l->n);
     add_rows(l, step);
 
-    /* Decode rows in the order of `active`; the readers of a cell stand in the same order. */
-    bool broken = false;
-    mp_cu_fold *folds = list(l, PART_FOLDS);
-    for (uint32_t i = 0; i < plan->n_active && !broken; i++) {
-        uint32_t seq = plan->active[i];
-        bool decode = plan->seqs[seq].n_rows == 1 && count_row(l, step, seq, &broken);
-        if (!decode && !broken) broken = !add_blocks(l, step, seq);
+    /* Blocks that are too few to keep the device busy are taken apart. */
+    uint32_t n_blocks = 0;
+    for (uint32_t i = 0; i < plan->n_active; i++) {
+        uint32_t n = plan->seqs[plan->active[i]].n_rows;
+        if (n > 1) n_blocks += (n + l->config.block_rows - 1) / l->config.block_rows;
     }
-    if (broken) return false;
-    make_items(l, plan);
-    for (uint32_t i = 0, fold = 0; i < plan->n_active && fold < l->n[PART_FOLDS]; i++) {
-        if (folds[fold].row != plan->seqs[plan->active[i]].row) continue;
-        add_readers(l, step, plan->active[i], &folds[fold++]);
+    bool few = n_blocks < l->config.few_blocks, ok = true;
+    for (uint32_t i = 0; i < plan->n_active && ok; i++) {
+        const mp_plan_seq *seq = &plan->seqs[plan->active[i]];
+        bool decode = (few || seq->n_rows == 1) && l->n[PART_READERS] + count_states(step, seq) <= l->cap[PART_READERS];
+        ok = decode ? count_readers(l, step, seq) : add_blocks(l, step, plan->active[i]);
     }
+    if (!ok) return false;
+    make_items(l);
+    const mp_cu_fold *folds = list(l, PART_FOLDS);
+    for (size_t i = 0; i < l->n[PART_FOLDS]; i++) add_readers(l, step, &folds[i]);
     sort_blocks(l);
     l->n[PART_COUNTS] = 1;
     *(mp_cu_counts *)list(l, PART_COUNTS) = (mp_cu_counts){ .n_rows = step->n_rows,
