@@ -21,6 +21,7 @@ enum {
     HEADERS_MAX = 64,
     PATH_BYTES_MAX = 1024,
     IDLE_SECONDS = 75,
+    HTTP_THREADS = 2, /* one goes on while the other tokenizes a long prompt */
     BODY_BYTES_PER_SECOND = 1024,
     KEEPALIVE_SECONDS = 30,
     FLUSH_SECONDS = 2,
@@ -399,8 +400,8 @@ static struct MHD_Daemon *start_daemon(mp_server *server) {
                             server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_CONNECTION_LIMIT,
                             (unsigned)server->options.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
                             (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX,
-                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL,
-                            MHD_OPTION_END);
+                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)HTTP_THREADS,
+                            MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL, MHD_OPTION_END);
 }
 
 mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {
