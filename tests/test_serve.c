@@ -46,6 +46,7 @@ static void metrics_count(void **state) {
         "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"length\"} 1\n",
         "vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n",
         "vllm:time_to_first_token_seconds_bucket{model_name=\"tiny\",le=\"+Inf\"} 1\n",
+        "vllm:inter_token_latency_seconds_count{model_name=\"tiny\"} 2\n",
         "mepic:pages{model_name=\"tiny\",kind=\"referenced\"} 0\n",
         "mepic:sharing_factor{model_name=\"tiny\"} 1\n",
     };

@@ -22,6 +22,7 @@ typedef struct mp_choice {
     mp_feed *feed;
     uint32_t index;
     bool submitted, done;    /* the loop's */
+    uint64_t last_ns;        /* the loop's: when its last token came; 0 = none came */
     mepic_request_id id;     /* under the feed's lock, valid once submitted */
 } mp_choice;
 

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include "base/clock.h"
 #include "serve/line.h"
 
 /* Requests that may wait in the engine, where the order is that of arrival: enough to fill its steps. */
@@ -96,15 +97,19 @@ static void start_feed(mp_loop *loop, mp_feed *feed) {
     end_choices(loop, feed, feed->n_choices - i);
 }
 
-static void take_event(mp_loop *loop, const mepic_event *event) {
+static void take_event(mp_loop *loop, const mepic_event *event, uint64_t now) {
     mp_choice *choice = event->user;
     mp_feed *feed = choice->feed;
     bool done = event->kind == MEPIC_EVENT_DONE;
+    pthread_mutex_lock(&loop->lock);
+    if (done)
+        mp_metrics_count_reply(&loop->metrics, event->finish, &event->usage);
+    else if (choice->last_ns)
+        mp_metrics_count_token(&loop->metrics, now - choice->last_ns);
+    pthread_mutex_unlock(&loop->lock);
+    choice->last_ns = now;
     if (done) {
         choice->done = true;
-        pthread_mutex_lock(&loop->lock);
-        mp_metrics_count_reply(&loop->metrics, event->finish, &event->usage);
-        pthread_mutex_unlock(&loop->lock);
         if (feed->n_ended + 1 == feed->n_choices) leave_seats(loop, feed);
     }
     if (!mp_feed_push(feed, choice->index, event)) cancel_choices(loop, feed);
@@ -154,8 +159,9 @@ static void step(mp_loop *loop) {
     pthread_mutex_lock(&loop->lock);
     loop->metrics.engine = stats;
     pthread_mutex_unlock(&loop->lock);
+    uint64_t now = mp_now_ns();
     while (mepic_poll(loop->engine, &event)) {
-        if (status == MEPIC_OK) take_event(loop, &event);
+        if (status == MEPIC_OK) take_event(loop, &event, now);
     }
     if (status != MEPIC_OK) note_broken(loop, &err);
 }

@@ -22,6 +22,7 @@ static const struct {
     [MP_HISTOGRAM_DECODE] = { "vllm:request_decode_time_seconds", "From the first token to the last.", seconds },
     [MP_HISTOGRAM_PER_TOKEN] = { "vllm:request_time_per_output_token_seconds",
                                  "Decoding, by each token after the first; a request's mean.", seconds },
+    [MP_HISTOGRAM_BETWEEN] = { "vllm:inter_token_latency_seconds", "From one token of a reply to the next.", seconds },
     [MP_HISTOGRAM_PROMPT] = { "vllm:request_prompt_tokens", "Tokens of a prompt.", tokens },
     [MP_HISTOGRAM_GENERATION] = { "vllm:request_generation_tokens", "Tokens of a reply.", tokens },
 };
@@ -32,6 +33,10 @@ static void observe(mp_metrics *m, mp_histogram_name name, double value) {
     while (bounds[i] != 0.0 && value > bounds[i]) i++;
     m->histograms[name].counts[i]++;
     m->histograms[name].sum += value;
+}
+
+void mp_metrics_count_token(mp_metrics *m, uint64_t ns) {
+    observe(m, MP_HISTOGRAM_BETWEEN, (double)ns * 1e-9);
 }
 
 void mp_metrics_count_reply(mp_metrics *m, mepic_finish finish, const mepic_usage *u) {
@@ -123,6 +128,11 @@ static void write_vllm(page *p, const mp_metrics *m, const mepic_model_info *inf
     counter(p, "vllm:prompt_tokens_cached_total", m->prefix_tokens + m->chunk_tokens, "Of these, not computed.");
     counter(p, "vllm:generation_tokens_total", m->completion_tokens, "Tokens of replies.");
     counter(p, "vllm:num_preemptions_total", e->preemptions, "Requests that gave their pages back and started again.");
+    head(p, "vllm:prompt_tokens_by_source_total", "counter", "Prompt tokens, by where they came from.");
+    labelled(p, "vllm:prompt_tokens_by_source_total", "source", "local_cache_hit",
+             (double)(m->prefix_tokens + m->chunk_tokens));
+    labelled(p, "vllm:prompt_tokens_by_source_total", "source", "local_compute",
+             (double)(m->linked_tokens + m->compiled_tokens + m->computed_tokens));
     static const char *const finishes[MP_FINISHES] = { "stop", "length", "abort" };
     head(p, "vllm:request_success_total", "counter", "Ended requests, by what ended them.");
     for (uint32_t i = 0; i < MP_FINISHES; i++) {

@@ -22,6 +22,7 @@ typedef enum mp_histogram_name {
     MP_HISTOGRAM_PREFILL,
     MP_HISTOGRAM_DECODE,
     MP_HISTOGRAM_PER_TOKEN,
+    MP_HISTOGRAM_BETWEEN,
     MP_HISTOGRAM_PROMPT,
     MP_HISTOGRAM_GENERATION,
     MP_N_HISTOGRAMS,
@@ -37,6 +38,8 @@ typedef struct mp_metrics {
     mp_histogram histograms[MP_N_HISTOGRAMS];
 } mp_metrics;
 
+/* Time between two tokens of a reply. */
+void mp_metrics_count_token(mp_metrics *metrics, uint64_t ns);
 void mp_metrics_count_reply(mp_metrics *metrics, mepic_finish finish, const mepic_usage *usage);
 bool mp_metrics_write(const mp_metrics *metrics, const mepic_model_info *info, const char *model, mp_buf *out);
 
