@@ -14,6 +14,7 @@
 
 static rng random_numbers;
 static mp_cu_device device;
+static bool small; /* for tools that check every access: less of everything */
 
 static float real(float low, float high) {
     return low + (high - low) * (float)(rng_next(&random_numbers) >> 40) / (float)(1 << 24);
@@ -131,22 +132,23 @@ static void products(void **state) {
         uint32_t n_out, n_in;
         mp_cu_out out;
     } shapes[] = {
-        { 1152, 896, MP_CU_OUT_BF16 },   { 9728, 896, MP_CU_OUT_BF16 }, { 896, 4864, MP_CU_OUT_ADD_F32 },
-        { 896, 896, MP_CU_OUT_ADD_F32 }, { 4096, 896, MP_CU_OUT_F32 },  { 299, 64, MP_CU_OUT_F32 },
-        { 128, 64, MP_CU_OUT_BF16 },     { 72, 200, MP_CU_OUT_BF16 },   { 6144, 4096, MP_CU_OUT_BF16 },
+        { 299, 64, MP_CU_OUT_F32 },    { 72, 200, MP_CU_OUT_BF16 },     { 128, 64, MP_CU_OUT_ADD_F32 },
+        { 1152, 896, MP_CU_OUT_BF16 }, { 9728, 896, MP_CU_OUT_BF16 },   { 896, 4864, MP_CU_OUT_ADD_F32 },
+        { 4096, 896, MP_CU_OUT_F32 },  { 896, 896, MP_CU_OUT_ADD_F32 }, { 6144, 4096, MP_CU_OUT_BF16 },
     };
-    enum { N = sizeof shapes / sizeof *shapes };
-    product_case cases[N];
-    mp_cu_shape list[N];
-    for (uint32_t i = 0; i < N; i++) {
+    enum { MOST = sizeof shapes / sizeof *shapes };
+    const uint32_t n_shapes = small ? 3 : MOST;
+    product_case cases[MOST];
+    mp_cu_shape list[MOST];
+    for (uint32_t i = 0; i < n_shapes; i++) {
         make_case(&cases[i], shapes[i].n_out, shapes[i].n_in, shapes[i].out);
         list[i] = cases[i].shape;
     }
     mp_cu_matmul *m;
     mepic_error err;
-    ok(mp_cu_matmul_open(&device, list, N, NULL, &m, &err), &err);
+    ok(mp_cu_matmul_open(&device, list, n_shapes, NULL, &m, &err), &err);
     assert_true(mp_cu_matmul_same_bits(m));
-    for (uint32_t i = 0; i < N; i++) {
+    for (uint32_t i = 0; i < n_shapes; i++) {
         const product_case *p = &cases[i];
         uint8_t *all = run_case(m, i, p, 0, MAX_ROWS);
         for (int k = 0; k < 2000; k++) {
@@ -166,10 +168,12 @@ static void products(void **state) {
         free(all);
     }
     mp_cu_matmul_close(m);
-    for (uint32_t i = 0; i < N; i++) free_case(&cases[i]);
+    for (uint32_t i = 0; i < n_shapes; i++) free_case(&cases[i]);
 }
 
-int main(void) {
+/* test_cuda_matmul [small] */
+int main(int argc, char **argv) {
+    small = argc > 1 && strcmp(argv[1], "small") == 0;
     random_numbers = rng_open(5);
     const struct CMUnitTest anywhere[] = { cmocka_unit_test(buckets) };
     int failed = cmocka_run_group_tests(anywhere, NULL, NULL);

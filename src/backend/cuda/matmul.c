@@ -1,6 +1,8 @@
 #include "backend/cuda/matmul.h"
 
 #include <cublasLt.h>
+#include <math.h>
+#include <string.h>
 
 #include "base/hash.h"
 #include "base/mem.h"
@@ -8,7 +10,9 @@
 enum {
     MAX_MEASURED = 8192, /* rows; what is larger takes the algorithm of this bucket */
     MAX_BUCKETS = 24,
-    MAX_CANDIDATES = 8,
+    MAX_FOUND = 12,      /* algorithms asked for at once */
+    MAX_CANDIDATES = 48, /* tried in a bucket */
+    FEW_ROWS = 256,      /* up to here a product is bound by its weights, and an algorithm for one count suits others */
     PATTERN_ROWS = 80, /* rows of random x before they repeat; every FIXED-th one is the row whose bits are compared */
     FIXED = 5,
 };
@@ -18,8 +22,9 @@ static const size_t FLUSH =
 
 typedef struct candidate {
     cublasLtMatmulAlgo_t algo;
-    uint64_t hash; /* of the fixed row's result; 0: it depends on where the row stands */
-    float us;
+    uint64_t hash;      /* of the fixed row's result; 0: it depends on where the row stands */
+    float once, us;     /* a short measurement; a longer one, where that was not far behind */
+    bool loaded, close; /* close to the fastest: only these have a hash */
 } candidate;
 
 typedef struct bucket {
@@ -119,7 +124,7 @@ static uint16_t random_bf16(uint64_t *state) {
     *state = mp_hash64(*state, NULL, 0);
     float f = (float)(int32_t)(*state >> 32) * 0x1p-31f; /* -1 to 1 */
     uint32_t bits;
-    __builtin_memcpy(&bits, &f, sizeof bits);
+    memcpy(&bits, &f, sizeof bits);
     return (uint16_t)(bits >> 16);
 }
 
@@ -184,20 +189,6 @@ static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, call *c, const cubl
     return ok;
 }
 
-/* A candidate far behind the best so far is timed once only. */
-static bool time_candidate(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, candidate *c, float best, scratch *t) {
-    call k;
-    if (!describe(m->device, s, rows, &k) || !time_runs(m, s, &k, &c->algo, 1, t, &c->us)) return false;
-    if (best > 0 && c->us > 1.5f * best) return true;
-    uint32_t n = c->us < 100 ? 8 : c->us < 500 ? 3 : 1;
-    for (int i = 0; i < 2; i++) {
-        float us;
-        if (!time_runs(m, s, &k, &c->algo, n, t, &us)) return false;
-        if (i == 0 || us < c->us) c->us = us;
-    }
-    return true;
-}
-
 /* An algorithm that has no such attribute does not split, or its bits will tell. */
 static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
     int32_t parts = 1;
@@ -207,11 +198,19 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
     return status == CUBLAS_STATUS_SUCCESS && parts > 1;
 }
 
-static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scratch *t) {
+static void add_candidate(bucket *b, const cublasLtMatmulAlgo_t *algo) {
+    for (uint32_t i = 0; i < b->n_candidates; i++) {
+        if (memcmp(&b->candidates[i].algo, algo, sizeof *algo) == 0) return;
+    }
+    if (b->n_candidates < MAX_CANDIDATES) b->candidates[b->n_candidates++] = (candidate){ .algo = *algo };
+}
+
+/* Adds what the library proposes for `rows` rows. */
+static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, bucket *b) {
     mp_cu_device *d = m->device;
     const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE, align = 16;
     cublasLtMatmulPreferenceOpaque_t wish;
-    cublasLtMatmulHeuristicResult_t found[MAX_CANDIDATES];
+    cublasLtMatmulHeuristicResult_t found[MAX_FOUND];
     call c;
     int n = 0;
     const struct {
@@ -226,26 +225,68 @@ static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scr
         { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align, sizeof align },
         { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align, sizeof align },
     };
-    bool ok = describe(d, s, b->rows, &c) && CUBLAS_TRY(d, cublasLtMatmulPreferenceInit(&wish));
+    bool ok = describe(d, s, rows, &c) && CUBLAS_TRY(d, cublasLtMatmulPreferenceInit(&wish));
     for (size_t i = 0; ok && i < sizeof wishes / sizeof *wishes; i++) {
         ok =
             CUBLAS_TRY(d, cublasLtMatmulPreferenceSetAttribute(&wish, wishes[i].name, wishes[i].value, wishes[i].size));
     }
     if (!ok) return false;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &wish,
-                                                           MAX_CANDIDATES, found, &n);
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED)
-        n = 0; /* choose says it better */
-    else
-        ok = CUBLAS_TRY(d, status);
-    float best = 0;
-    for (int i = 0; ok && i < n; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits_k(&found[i].algo)) continue;
-        candidate *k = &b->candidates[b->n_candidates];
-        *k = (candidate){ .algo = found[i].algo };
-        ok = hash_fixed_row(m, s, b->rows, &k->algo, t, &k->hash) && time_candidate(m, s, b->rows, k, best, t);
-        if (best == 0 || k->us < best) best = k->us;
-        b->n_candidates++;
+    cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &wish, MAX_FOUND, found, &n);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) return true; /* choose says it better */
+    for (int i = 0; i < n; i++) {
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && !splits_k(&found[i].algo)) add_candidate(b, &found[i].algo);
+    }
+    return CUBLAS_TRY(d, status);
+}
+
+/* Whether an algorithm, found for another number of rows, can do this one. */
+static bool can(mp_cu_matmul *m, call *c, const cublasLtMatmulAlgo_t *algo) {
+    cublasLtMatmulHeuristicResult_t result;
+    cublasStatus_t status = cublasLtMatmulAlgoCheck(m->handle, &c->what, &c->w, &c->x, &c->out, &c->out, algo, &result);
+    return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE;
+}
+
+static float fastest_time(const bucket *b) {
+    float best = INFINITY;
+    for (uint32_t i = 0; i < b->n_candidates; i++) best = fminf(best, b->candidates[i].us);
+    return best;
+}
+
+/* The first launch of an algorithm loads its kernel: that is not its time. Few rows do for that. */
+static bool load_kernel(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
+                        scratch *t) {
+    call c;
+    if (!describe(m->device, s, rows < FEW_ROWS ? rows : FEW_ROWS, &c)) return false;
+    return !can(m, &c, algo) || multiply(m, s, &c, algo, t->x, s->weights[0], t->out, m->device->stream);
+}
+
+/* Times the candidates of a bucket: all shortly, those not far behind again; the bits of those close to the best. */
+static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scratch *t) {
+    call c;
+    bool ok = describe(m->device, s, b->rows, &c);
+    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
+        candidate *k = &b->candidates[i];
+        k->us = INFINITY;
+        if (!can(m, &c, &k->algo)) continue;
+        ok = (k->loaded || load_kernel(m, s, b->rows, &k->algo, t)) &&
+             time_runs(m, s, &c, &k->algo, b->rows <= FEW_ROWS ? 3 : 1, t, &k->us);
+        k->loaded = true;
+    }
+    float best = fastest_time(b);
+    uint32_t n = best < 20 ? 24 : best < 100 ? 8 : best < 500 ? 2 : 1;
+    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
+        candidate *k = &b->candidates[i];
+        float us = INFINITY;
+        k->once = k->us;
+        if (k->us <= 1.3f * best) ok = time_runs(m, s, &c, &k->algo, n, t, &us);
+        k->us = us;
+    }
+    best = fastest_time(b);
+    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
+        candidate *k = &b->candidates[i];
+        k->close = k->us <= 1.1f * best;
+        if (k->close) ok = hash_fixed_row(m, s, b->rows, &k->algo, t, &k->hash);
     }
     return ok;
 }
@@ -256,7 +297,7 @@ static const candidate *fastest(const bucket *b, uint64_t hash) {
     const candidate *best = NULL;
     for (uint32_t i = 0; i < b->n_candidates; i++) {
         const candidate *k = &b->candidates[i];
-        if ((hash == 0 || k->hash == hash) && (!best || k->us < best->us)) best = k;
+        if (k->close && (hash == 0 || k->hash == hash) && (!best || k->us < best->us)) best = k;
     }
     return best;
 }
@@ -287,14 +328,8 @@ static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n
             uint32_t other = side ? b + away : b - away; /* wraps below 0 */
             const candidate *k = other < n_buckets ? fastest(&t->buckets[other], hash) : NULL;
             call c;
-            cublasLtMatmulHeuristicResult_t result;
             uint64_t here = 0;
-            if (!k || !describe(m->device, s, t->buckets[b].rows, &c)) continue;
-            if (cublasLtMatmulAlgoCheck(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &k->algo, &result) !=
-                    CUBLAS_STATUS_SUCCESS ||
-                result.workspaceSize > WORKSPACE) {
-                continue;
-            }
+            if (!k || !describe(m->device, s, t->buckets[b].rows, &c) || !can(m, &c, &k->algo)) continue;
             if (hash_fixed_row(m, s, t->buckets[b].rows, &k->algo, t, &here) && here == hash) return k;
         }
     }
@@ -321,7 +356,9 @@ static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log
                            s->name, b->rows, s->n_out, s->n_in, m->device->id, m->device->name);
         }
         uint32_t differ = 0;
-        for (uint32_t c = 0; c < b->n_candidates; c++) differ += b->candidates[c].hash != hash;
+        for (uint32_t c = 0; c < b->n_candidates; c++) {
+            differ += b->candidates[c].close && b->candidates[c].hash != hash;
+        }
         p->buckets[i].algo = k->algo;
         p->buckets[i].pad = 0;
         p->buckets[i].measured =
@@ -329,7 +366,7 @@ static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log
     }
     /* The library is slow at some small numbers of rows: then a larger one is computed, to the same bits. */
     for (uint32_t i = p->n_buckets - 1; i-- > 0;) {
-        if (p->buckets[i + 1].measured.us * 1.02f > p->buckets[i].measured.us) continue;
+        if (p->buckets[i + 1].measured.us * 1.04f > p->buckets[i].measured.us) continue;
         p->buckets[i].algo = p->buckets[i + 1].algo;
         p->buckets[i].pad = p->buckets[i + 1].pad ? p->buckets[i + 1].pad : t->buckets[i + 1].rows;
         p->buckets[i].measured.us = p->buckets[i + 1].measured.us;
@@ -344,6 +381,15 @@ static uint32_t most_rows(const mp_cu_shape *s) {
     return rows < MAX_MEASURED ? rows : MAX_MEASURED;
 }
 
+/* The candidates of the bucket before, without those that were hopeless there. */
+static void take_over(const bucket *before, bucket *b) {
+    float best = INFINITY;
+    for (uint32_t i = 0; i < before->n_candidates; i++) best = fminf(best, before->candidates[i].once);
+    for (uint32_t i = 0; i < before->n_candidates; i++) {
+        if (before->candidates[i].once <= 4 * best) b->candidates[b->n_candidates++] = before->candidates[i];
+    }
+}
+
 static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, product *p, scratch *t, const mp_log *log,
                                  mepic_error *err) {
     mp_cu_device *d = m->device;
@@ -351,10 +397,17 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
     p->n_buckets = bucket_index(most_rows(shape)) + 1;
     bool ok = fill_x(m, shape, most_rows(shape), t);
     uint32_t rows = 1;
-    for (uint32_t b = 0; ok && b < p->n_buckets; b++, rows = mp_cu_bucket(rows + 1)) {
-        t->buckets[b].rows = rows;
-        t->buckets[b].n_candidates = 0;
-        ok = measure_bucket(m, shape, &t->buckets[b], t);
+    for (uint32_t i = 0; ok && i < p->n_buckets; i++, rows = mp_cu_bucket(rows + 1)) {
+        bucket *b = &t->buckets[i];
+        b->n_candidates = 0;
+        if (i > 0 && rows <= FEW_ROWS) {
+            take_over(&t->buckets[i - 1], b);
+        } else if (i > 0) {
+            ok = find_algorithms(m, shape, rows, b);
+        }
+        for (uint32_t few = 1; ok && i == 0 && few <= FEW_ROWS; few *= 4) ok = find_algorithms(m, shape, few, b);
+        b->rows = rows;
+        ok = ok && measure_bucket(m, shape, b, t);
     }
     if (!ok) return mp_cu_status(d, err);
     mepic_status status = choose(m, p, t, log, err);
