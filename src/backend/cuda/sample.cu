@@ -22,7 +22,7 @@
 enum { THREADS = 1024, WARPS = THREADS / 32, LIST = 4096, BINS = 2048, MAX_BLOCKS = 8 };
 
 #define ALL 0xffffffffu
-#define RANGE 31.0f /* a candidate that is exp(RANGE) times less probable than the best has no mass */
+#define RANGE 45.0f /* a candidate that is 2^45 times less probable than the best has no mass */
 
 typedef unsigned long long u64;
 
@@ -56,13 +56,17 @@ static __device__ __forceinline__ int32_t id_of(u64 candidate) {
 typedef struct row {
     const float *x;
     uint32_t n;
-    float top, temperature;
+    float top, scale; /* a weight is 2 to the power of (x - top) * scale */
     uint32_t rank, n_blocks;
 } row;
 
+#define LOG2E 1.4426950408889634f
+
+/* The range is that of the exponent: what is less has no mass; -infinity too. */
 static __device__ __forceinline__ float weight_of(const row &r, float x) {
-    float z = (x - r.top) / r.temperature;
-    return z > -RANGE ? expf(z) : 0.0f; /* -infinity too */
+    float z = (x - r.top) * r.scale, w;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(w) : "f"(z));
+    return z > -RANGE ? w : 0.0f;
 }
 
 static __device__ __forceinline__ u64 mass_of(float weight) {
@@ -74,7 +78,7 @@ static __device__ __forceinline__ u64 mass_of(float weight) {
 /* What the first block tells the others. */
 typedef struct verdict {
     u64 candidate, before, total;
-    uint32_t bin, ok;
+    uint32_t bin, ok, hopeless;
 } verdict;
 
 /* Shared memory of a block. Lists and what is found from them are the first block's. */
@@ -82,9 +86,9 @@ typedef struct shared {
     u64 list[LIST];
     u64 part[WARPS];
     u64 segments[MAX_BLOCKS * WARPS]; /* masses of segments, from the last one down */
-    u64 totals[2][MAX_BLOCKS];        /* of all blocks, used in turn */
+    u64 totals[2][MAX_BLOCKS];        /* of all blocks, in turn */
     u64 found;
-    verdict told;
+    verdict told[2];                  /* in turn */
     uint32_t turn, n_list;
     uint32_t low[BINS], high[BINS], count[BINS]; /* masses in two halves: shared memory adds 32 bits at a time */
 } shared;
@@ -168,10 +172,12 @@ static __device__ u64 tell(bool mine, u64 v, u64 none, shared *s) {
 
 /* Tells all blocks what the first one found: every thread of it calls with the same. */
 static __device__ verdict announce(const row &r, const verdict &v, shared *s) {
-    if (r.rank == 0 && threadIdx.x < r.n_blocks) *of_block(&s->told, threadIdx.x) = v;
+    uint32_t turn = s->turn;
+    if (r.rank == 0 && threadIdx.x < r.n_blocks) *of_block(&s->told[turn], threadIdx.x) = v;
     sync_blocks();
-    verdict told = s->told;
-    sync_blocks();
+    if (threadIdx.x == 0) s->turn = 1 - turn;
+    verdict told = s->told[turn];
+    __syncthreads();
     return told;
 }
 
@@ -196,21 +202,27 @@ template <class F> static __device__ __forceinline__ void walk(const row &r, F e
     for (; i < end; i += 32) each(usable(r.x[i]), i);
 }
 
-/* Sorts list[n], n a power of two up to LIST, the largest first (bitonic). */
+/* Sorts list[n], n a power of two up to LIST, the largest first (bitonic). Where partners are at most 32 apart, a warp
+ * keeps to 64 neighbours. */
 static __device__ void sort(u64 *list, uint32_t n) {
     for (uint32_t size = 2; size <= n; size *= 2) {
         for (uint32_t step = size / 2; step > 0; step /= 2) {
             for (uint32_t i = threadIdx.x; i < n / 2; i += THREADS) {
-                uint32_t a = i / step * 2 * step + i % step, b = a + step;
+                uint32_t a = 2 * i - (i & (step - 1)), b = a + step;
                 u64 x = list[a], y = list[b];
                 if ((x < y) == ((a & size) == 0)) {
                     list[a] = y;
                     list[b] = x;
                 }
             }
-            __syncthreads();
+            if (step > 32 || (step == 1 && size > 32)) {
+                __syncthreads();
+            } else {
+                __syncwarp();
+            }
         }
     }
+    __syncthreads();
 }
 
 /* ---- Draws ------------------------------------------------------------------------------------------------------- */
@@ -229,11 +241,11 @@ static __device__ int32_t draw_by_id(const row &r, const mp_cu_draw &d, shared *
     if (threadIdx.x % 32 == 0) of_block(s->segments, 0)[n - 1 - r.rank * WARPS - threadIdx.x / 32] = mine;
     sync_blocks();
     if (r.rank != 0) return 0;
-    u64 mass = 0, before = 0;
-    for (uint32_t w = 0; w < n; w++) mass += s->segments[w];
-    u64 target = aim(d, mass);
-    uint32_t w = 0;
-    while (w + 1 < n && before + s->segments[w] <= target) before += s->segments[w++];
+    u64 part = threadIdx.x < n ? s->segments[threadIdx.x] : 0, mass;
+    u64 at = sum_before(part, &mass, s), target = aim(d, mass);
+    bool falls = at <= target && target < at + part;
+    uint32_t w = (uint32_t)tell(falls, threadIdx.x, 0, s);
+    u64 before = tell(falls, at, 0, s);
     uint32_t length = segment_length(r), first = (n - 1 - w) * length;
     uint32_t end = first + length < r.n ? first + length : r.n;
     const u64 none = ~(u64)0;
@@ -243,7 +255,7 @@ static __device__ int32_t draw_by_id(const row &r, const mp_cu_draw &d, shared *
         bool here = end > first && back < end - first;
         uint32_t id = here ? end - 1 - back : 0;
         u64 m = here ? mass_of(weight_of(r, usable(r.x[id]))) : 0, all;
-        u64 at = before + sum_before(m, &all, s);
+        at = before + sum_before(m, &all, s);
         token = tell(at <= target && target < at + m, id, none, s);
         before += all;
     }
@@ -251,20 +263,21 @@ static __device__ int32_t draw_by_id(const row &r, const mp_cu_draw &d, shared *
 }
 
 /* Candidates for which `in` holds go to the first block's list; how many there are (more than LIST: not all are
- * listed). *total: mass of the whole row. */
-template <class F> static __device__ uint32_t gather(const row &r, F in, u64 *total, shared *s) {
+ * listed). total: NULL, or for the mass of the whole row. */
+template <class F> static __device__ __forceinline__ uint32_t gather(const row &r, F in, u64 *total, shared *s) {
     if (threadIdx.x == 0) s->n_list = 0;
     sync_blocks();
     uint32_t *n_list = of_block(&s->n_list, 0);
     u64 *list = of_block(s->list, 0), mine = 0;
     walk(r, [&](float x, uint32_t id) {
-        mine += mass_of(weight_of(r, x));
+        if (total) mine += mass_of(weight_of(r, x));
         u64 c = candidate_of(x, id);
         if (c == 0 || !in(x, c)) return;
         uint32_t at = atomicAdd(n_list, 1u);
         if (at < LIST) list[at] = c;
     });
-    *total = reduce<true>(r, mine, s); /* and a barrier: the list is complete */
+    if (total) *total = reduce<true>(r, mine, s);
+    sync_blocks(); /* the list is complete */
     uint32_t n = *n_list;
     sync_blocks();
     return n;
@@ -323,6 +336,7 @@ static __device__ verdict draw_from_list(const row &r, const mp_cu_draw &d, uint
     verdict v = {};
     v.candidate = tell(found, mark, 0, s);
     v.ok = enough || cuts;
+    v.hopeless = by_mass && (double)listed < 0.8 * most;
     return v;
 }
 
@@ -364,7 +378,7 @@ static __device__ u64 mass_from(const row &r, u64 least, float min_p, shared *s)
 
 /* Bins fall with the logit; only what has mass is in one. */
 static __device__ __forceinline__ uint32_t bin_of(const row &r, float x) {
-    float z = (r.top - x) / r.temperature;
+    float z = (r.top - x) * r.scale;
     return z < RANGE ? min((uint32_t)(z * (BINS / RANGE)), BINS - 1u) : BINS;
 }
 
@@ -438,9 +452,8 @@ template <bool BY_COUNT> static __device__ u64 find(const row &r, u64 target, u6
         *upto = mass_from(r, c, 0.0f, s);
         return c;
     }
-    u64 unused;
-    uint32_t n = gather(r, [&](float x, u64) { return bin_of(r, x) == v.bin && mass_of(weight_of(r, x)) > 0; },
-                        &unused, s);
+    const uint32_t bin = v.bin;
+    uint32_t n = gather(r, [&](float x, u64) { return bin_of(r, x) == bin && mass_of(weight_of(r, x)) > 0; }, NULL, s);
     if (r.rank == 0) {
         enum { EACH = LIST / THREADS };
         sort_list(n, s);
@@ -513,6 +526,7 @@ static __device__ int32_t draw_truncated(const row &r, const mp_cu_draw &d, u64 
         }
         v = announce(r, v, s);
         if (v.ok) return id_of(v.candidate);
+        if (v.hopeless) break; /* a few more candidates will not do */
     }
     return id_of(draw_flat(r, d, s));
 }
@@ -543,7 +557,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     shared *s = (shared *)memory;
     const mp_cu_draw d = draws[blockIdx.x / n_blocks];
     float *x = logits + (size_t)d.logits * n_vocab, norm = 0.0f;
-    row r = { x, n_vocab, 0.0f, 1.0f, blockIdx.x % n_blocks, n_blocks };
+    row r = { x, n_vocab, 0.0f, LOG2E, blockIdx.x % n_blocks, n_blocks };
     u64 top;
     if (threadIdx.x == 0) s->turn = 0;
     sync_blocks(); /* nobody writes to a block that has not begun */
@@ -559,7 +573,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (a.repeat != 1.0f) v = v > 0 ? __fdiv_rn(v, a.repeat) : __fmul_rn(v, a.repeat);
         x[token] = __fadd_rn(__fsub_rn(v, a.minus), a.bias);
     });
-    r.temperature = d.temperature;
+    r.scale = fminf(LOG2E / d.temperature, FLT_MAX); /* infinity times 0 would be no number */
     u64 best = best_of(r, &top, s);
     r.top = logit_of(top);
     int32_t token = top ? id_of(top) : -1;
