@@ -1,7 +1,7 @@
 /* bench_cuda_ops: every kernel and product of the CUDA backend (but attention) against what the card can do, both
  * measured in this run.
  *
- *   bench_cuda_ops [--only TEXT] [--rows N]...
+ *   bench_cuda_ops [--only TEXT] [--rows N]... [--load MODEL.gguf]
  *
  * Ceilings: reading memory once through, and a matrix product of 8,192 x 8,192 x 8,192 in bf16 on random data (and a
  * large copy, for comparison). A line's bound is its least bytes over the one or its operations over the other,
@@ -17,6 +17,7 @@
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/matmul.h"
 #include "backend/cuda/sample.h"
+#include "backend/cuda/weights.h"
 #include "bench/cuda_read.h"
 #include "base/clock.h"
 #include "base/hash.h"
@@ -211,7 +212,9 @@ static bool fill_logits(bench *b, const model *m, uint32_t rows, uint32_t copies
 }
 
 static bool sampling(bench *b, const model *m, uint32_t rows) {
-    if (rows > SAMPLED_ROWS) return true;
+    bool any = false;
+    for (int k = 0; k < N_SAMPLINGS; k++) any = any || wanted(b, samplings[k].name);
+    if (rows > SAMPLED_ROWS || !any) return true;
     static mp_cu_draw draws[SAMPLED_ROWS];
     op o = { .run = run_sample, .model = m, .rows = rows, .in_bytes = 1, .out_bytes = (size_t)rows * m->n_vocab * 4 };
     void *device;
@@ -248,6 +251,9 @@ static bool products(bench *b, const model *m, const uint32_t *rows, uint32_t n_
         { .name = "logits", .n_out = m->n_vocab, .n_in = m->n_embd, .out = MP_CU_OUT_F32 },
     };
     enum { N = sizeof shapes / sizeof *shapes };
+    bool any = false;
+    for (uint32_t i = 0; i < N; i++) any = any || wanted(b, shapes[i].name);
+    if (!any) return true;
     const mp_bf16 *weights[N][MAX_COPIES];
     for (uint32_t i = 0; i < N; i++) {
         size_t bytes = (size_t)shapes[i].n_out * shapes[i].n_in * 2;
@@ -398,6 +404,27 @@ static bool dequantize(bench *b) {
     return true;
 }
 
+/* ---- Loading ----------------------------------------------------------------------------------------------------- */
+
+/* Twice: the second time the file is in memory for sure. */
+static bool load_model(bench *b, const char *path) {
+    mp_model *m;
+    if (mp_model_open(path, &m, &b->err) != MEPIC_OK) return false;
+    bool ok = true;
+    for (int i = 0; ok && i < 2; i++) {
+        mp_cu_weights w;
+        uint64_t start = mp_now_ns();
+        ok = mp_cu_weights_open(&b->device, m, NULL, &w, &b->err) == MEPIC_OK;
+        if (!ok) break;
+        double s = (double)(mp_now_ns() - start) * 1e-9, gb = (double)mp_gguf_file_bytes(m->gguf) * 1e-9;
+        printf("loading %.1f GB as %.1f GB of bf16: %.2f s, %.1f GB/s of the file\n", gb, (double)w.bytes * 1e-9, s,
+               gb / s);
+        mp_cu_weights_close(&b->device, &w);
+    }
+    mp_model_close(m);
+    return ok;
+}
+
 /* ---- Main -------------------------------------------------------------------------------------------------------- */
 
 static bool open_data(bench *b) {
@@ -431,22 +458,26 @@ static bool open_data(bench *b) {
 int main(int argc, char **argv) {
     static bench b;
     uint32_t rows[16] = { 1, 16, 64, 8192 }, n_rows = 0;
+    const char *load = NULL;
     for (int i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--only") == 0) {
             b.only = argv[i + 1];
+        } else if (strcmp(argv[i], "--load") == 0) {
+            load = argv[i + 1];
         } else if (strcmp(argv[i], "--rows") == 0 && n_rows < 16) {
             rows[n_rows++] = (uint32_t)strtoul(argv[i + 1], NULL, 10);
         }
     }
     if (n_rows == 0) n_rows = 4;
-    bool ok = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK && open_data(&b) && ceilings(&b);
-    for (size_t m = 0; ok && m < sizeof models / sizeof *models; m++) {
+    bool ok = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK;
+    ok = ok && (load ? load_model(&b, load) : open_data(&b) && ceilings(&b));
+    for (size_t m = 0; ok && !load && m < sizeof models / sizeof *models; m++) {
         ok = products(&b, &models[m], rows, n_rows);
         for (uint32_t r = 0; ok && r < n_rows; r++) {
             ok = row_kernels(&b, &models[m], rows[r]) && sampling(&b, &models[m], rows[r]);
         }
     }
-    ok = ok && dequantize(&b);
+    ok = ok && (load || dequantize(&b));
     if (!ok) {
         if (b.device.error != cudaSuccess) mp_cu_status(&b.device, &b.err);
         fprintf(stderr, "bench_cuda_ops: %s\n", b.err.message);
