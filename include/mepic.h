@@ -298,6 +298,7 @@ typedef struct mepic_event {
     mepic_finish finish;
     mepic_usage usage;
     uint64_t logits_hash; /* of all sampled rows in order, if hash_logits */
+    int32_t stop;         /* which of request.stop ended the reply; -1: none of them */
 } mepic_event;
 
 /* Takes the next event; false when there is none. */

@@ -118,6 +118,7 @@ static void every_stop_string_ends_where_it_begins(void **state) {
         result whole, cut;
         run(engine, &request, &whole);
         assert_int_equal(whole.text_len, 60); /* a letter a token */
+        assert_int_equal(whole.stop, -1);
         for (size_t len = 1; len <= 9; len += 2) {
             for (size_t at = 0; at + len <= whole.text_len; at += 7) {
                 char stop[16], other[24];
@@ -133,6 +134,7 @@ static void every_stop_string_ends_where_it_begins(void **state) {
                 assert_memory_equal(cut.text, whole.text, first);
                 assert_int_equal(cut.n_tokens, first + len);
                 assert_int_equal(cut.rest_len, 0);
+                assert_int_equal(cut.stop, 1);
             }
         }
     }
@@ -245,6 +247,7 @@ static void stop_tokens_and_the_model_s_own_end_a_reply(void **state) {
     run(engine, &request, &r);
     assert_int_equal(r.finish, MEPIC_FINISH_STOP);
     assert_int_equal(r.n_tokens, first + 1);
+    assert_int_equal(r.stop, -1); /* a token, no string */
     mepic_prepared_free(prompt);
     mepic_engine_close(engine);
 }

@@ -180,6 +180,7 @@ static void end_reply(mepic_engine *e, mp_reply *reply, mepic_finish finish, boo
         event->finish = finish;
         event->usage = usage;
         event->logits_hash = reply->logits_hash;
+        event->stop = by_stop_string ? reply->stream.stop : -1;
     }
     uint32_t slot = (uint32_t)(reply->id % e->n_slots);
     e->slots[slot].reply = NULL;

@@ -32,7 +32,7 @@ mepic_status mp_stream_open(mp_stream *s, const mp_tokenizer *tokenizer, size_t 
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "request.n_stop is %zu; at most %d stop strings", n_stop, MP_MAX_STOPS);
     }
     if (n_stop > 0 && !stop) return mp_fail(err, MEPIC_ERR_ARGUMENT, "request.n_stop is %zu but stop is NULL", n_stop);
-    mp_stream stream = { .tokenizer = tokenizer };
+    mp_stream stream = { .tokenizer = tokenizer, .stop = -1 };
     size_t longest = 0;
     mepic_status st = copy_stops(&stream, stop, n_stop, &longest, err);
     if (st != MEPIC_OK) return st;
@@ -55,11 +55,13 @@ void mp_stream_close(mp_stream *s) {
 }
 
 /* Where the first complete stop string begins; the text's length without one. */
-static size_t find_stop(const mp_stream *s) {
+static size_t find_stop(mp_stream *s) {
     for (size_t at = 0; at < s->text.len; at++) {
         for (size_t i = 0; i < s->n_stops; i++) {
             const mp_str *stop = &s->stops[i];
-            if (stop->len <= s->text.len - at && memcmp(s->text.data + at, stop->data, stop->len) == 0) return at;
+            if (stop->len > s->text.len - at || memcmp(s->text.data + at, stop->data, stop->len) != 0) continue;
+            s->stop = (int32_t)i;
+            return at;
         }
     }
     return s->text.len;

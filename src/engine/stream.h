@@ -19,6 +19,7 @@ typedef struct mp_stream {
     char *stop_bytes; /* all stop strings, one after the other */
     mp_str stops[MP_MAX_STOPS];
     size_t n_stops;
+    int32_t stop; /* the one that ended the reply; -1 before */
 } mp_stream;
 
 /* max_token_bytes: of the vocabulary's longest token. Nothing is kept on failure. ERR_ARGUMENT, ERR_NOMEM. */
