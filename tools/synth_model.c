@@ -183,7 +183,7 @@ static mepic_status build_header(plan *p) {
     if (ok && p->spec->donor) {
         status = mp_synth_copy_vocab(&keys, p->spec->donor, &n_keys, &p->n_vocab, p->err);
     } else if (ok) {
-        ok = mp_synth_put_vocab(&keys, p->spec->hp.n_vocab, &n_keys, &p->n_vocab);
+        ok = mp_synth_put_vocab(&keys, p->spec->hp.n_vocab, p->spec->chat_template, &n_keys, &p->n_vocab);
     }
     if (ok && status == MEPIC_OK) status = add_all(p);
     if (ok && status == MEPIC_OK) {

@@ -22,6 +22,7 @@ typedef struct mp_synth_spec {
     bool tied;                        /* no output matrix of its own */
     uint64_t seed;
     uint32_t n_drawn; /* rows of a matrix that are drawn; further ones repeat them. 0 = all */
+    const char *chat_template; /* of the built-in vocabulary; NULL = ChatML without tools */
     const char *donor; /* GGUF file whose tokenizer is copied; NULL = built-in: 299 tokens, byte-level BPE, ChatML */
     const mp_log *log; /* progress; NULL = none */
 } mp_synth_spec;

@@ -22,7 +22,7 @@ enum {
     FIRST_CONTROL = 256 + N_MERGES,
     N_BUILT_IN = FIRST_CONTROL + N_CONTROLS,
 };
-static const char chat_template[] =
+static const char plain_chatml[] =
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
     "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
@@ -90,7 +90,7 @@ static bool put_tokens(mp_buf *b, uint32_t n) {
     return ok;
 }
 
-bool mp_synth_put_vocab(mp_buf *b, uint32_t n_vocab, uint64_t *n_keys, uint32_t *n_tokens) {
+bool mp_synth_put_vocab(mp_buf *b, uint32_t n_vocab, const char *chat_template, uint64_t *n_keys, uint32_t *n_tokens) {
     static const struct {
         const char *key;
         uint32_t id;
@@ -107,7 +107,8 @@ bool mp_synth_put_vocab(mp_buf *b, uint32_t n_vocab, uint64_t *n_keys, uint32_t 
         ok = mp_synth_put_key(b, ids[i].key, MP_GGUF_U32) && mp_synth_put_u32(b, ids[i].id);
     }
     ok = ok && mp_synth_put_key(b, "tokenizer.ggml.add_bos_token", MP_GGUF_BOOL) && mp_buf_append(b, "", 1) &&
-         mp_synth_put_key(b, "tokenizer.chat_template", MP_GGUF_STRING) && mp_synth_put_str(b, chat_template);
+         mp_synth_put_key(b, "tokenizer.chat_template", MP_GGUF_STRING) &&
+         mp_synth_put_str(b, chat_template ? chat_template : plain_chatml);
     *n_keys += 5 + sizeof ids / sizeof *ids + 2;
     *n_tokens = n;
     return ok;

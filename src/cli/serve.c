@@ -12,20 +12,21 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 10, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum { N_SERVE_OPTIONS = 12, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
     "usage: mepic serve -m FILE [OPTIONS]\n\n"
-    "Answers requests of OpenAI's API: POST /v1/chat/completions and /v1/completions, GET /v1/models; besides, POST\n"
-    "/tokenize and /detokenize, GET /health, /version and /metrics. The address goes to standard output when it can\n"
-    "be reached. SIGTERM or Ctrl-C lets what runs end, a second one does not wait.\n";
+    "Answers requests of OpenAI's API: POST /v1/chat/completions and /v1/completions, GET /v1/models; of Anthropic's:\n"
+    "POST /v1/messages and /v1/messages/count_tokens; besides, POST /tokenize and /detokenize, GET /health, /version\n"
+    "and /metrics. The address goes to standard output when it can be reached. SIGTERM or Ctrl-C lets what runs end,\n"
+    "a second one does not wait.\n";
 
 typedef struct serve_flags {
     mp_engine_flags engine;
-    const char *host, *key_file;
+    const char *host, *key_file, *chunk_separator;
     mp_texts names;
-    uint32_t port, max_replies, max_per_key, max_connections, drain;
+    uint32_t port, max_replies, max_per_key, max_connections, drain, chunk_tool_results;
     uint64_t max_body;
     bool open;
     mp_option table[N_SERVE_OPTIONS];
@@ -46,6 +47,10 @@ static mp_option_group serve_group(serve_flags *f) {
                  "of these, by one key; more are refused with 429 (default: no bound of its own)"),
         MP_COUNT(0, "max-connections", &f->max_connections, 1, 65536, "N", "open connections (default 4096)"),
         MP_SIZE(0, "max-body", &f->max_body, 1024, 1 << 30, "SIZE", "largest body of a request (default 8M)"),
+        MP_TEXT(0, "chunk-separator", &f->chunk_separator, "STRING",
+                "what stands between two of them in a request's text is a chunk; they stay in the prompt"),
+        MP_COUNT(0, "chunk-tool-results", &f->chunk_tool_results, 1, 1 << 24, "N",
+                 "results of tools with N tokens or more are chunks"),
         MP_COUNT(0, "drain", &f->drain, 0, 3600, "SECONDS", "how long SIGTERM waits for what runs (default 30)"),
     };
     memcpy(f->table, options, sizeof options);
@@ -79,6 +84,8 @@ static mepic_status open_server(const serve_flags *f, mp_session *session, const
         .max_per_key = f->max_per_key,
         .max_connections = f->max_connections,
         .max_body = f->max_body,
+        .chunk_separator = f->chunk_separator,
+        .chunk_tool_results = f->chunk_tool_results,
         .log = { .write = write_log, .user = session },
     };
     if (f->names.n > MP_SERVED_NAMES_MAX) {

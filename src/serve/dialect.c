@@ -7,6 +7,8 @@
 #include "base/hash.h"
 #include "serve/json.h"
 
+enum { STOP_BYTES_MAX = 1024 };
+
 const char *mp_api_model(const mp_api *api, const json_t *model) {
     for (uint32_t i = 0; json_is_string(model) && i < api->n_names; i++) {
         if (strcmp(json_string_value(model), api->names[i]) == 0) return api->names[i];
@@ -23,6 +25,50 @@ bool mp_api_check_model(const mp_api *api, const json_t *model, mp_api_error *er
     if (strcmp(name, json_string_value(model)) == 0) return true;
     return mp_refuse(err, 404, "model_not_found", "model", "there is no model '%.80s' here; this is '%.80s'",
                      json_string_value(model), name);
+}
+
+bool mp_api_read_stops(const json_t *stop, const char *name, mp_generation *g, mp_api_error *err) {
+    if (!stop) return true;
+    size_t n = json_is_array(stop) ? json_array_size(stop) : 1;
+    if (n > MP_STOPS_MAX) {
+        return mp_refuse(err, 400, "invalid_value", name, "'%s' has %zu items; at most %d", name, n, MP_STOPS_MAX);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *item = json_is_array(stop) ? json_array_get(stop, i) : stop;
+        if (!json_is_string(item)) {
+            return mp_refuse(err, 400, "invalid_type", name, "'%s' must be a string or an array of strings", name);
+        }
+        size_t len = json_string_length(item);
+        if (len == 0 || len > STOP_BYTES_MAX || strlen(json_string_value(item)) != len) {
+            return mp_refuse(err, 400, "invalid_value", name,
+                             "'%s': a string of %zu bytes; it must have 1 to %d, without NUL", name, len,
+                             STOP_BYTES_MAX);
+        }
+        g->stops[i] = mp_strndup(json_string_value(item), len);
+        if (!g->stops[i]) return mp_refuse(err, 503, "out_of_memory", name, "out of memory for '%s'", name);
+        g->request.n_stop++;
+    }
+    return true;
+}
+
+bool mp_api_read_reuse(const json_t *reuse, mp_generation *g, mp_api_error *err) {
+    static const char *const words[] = { "none", "prefix", "mepic" };
+    if (!reuse) return true;
+    for (uint32_t i = 0; json_is_string(reuse) && i < 3; i++) {
+        if (strcmp(json_string_value(reuse), words[i]) != 0) continue;
+        g->request.reuse = (mepic_reuse)(MEPIC_REUSE_NONE + i);
+        return true;
+    }
+    return mp_refuse(err, 400, "invalid_value", "reuse", "'reuse' must be \"none\", \"prefix\" or \"mepic\"");
+}
+
+void mp_api_log_unknown(const mp_api *api, mp_buf *unknown) {
+    if (unknown->len == 0) return;
+    for (size_t i = 0; i < unknown->len; i++) {
+        if ((unsigned char)unknown->data[i] < ' ') unknown->data[i] = '?'; // one line
+    }
+    mp_log_write(&api->log, MEPIC_LOG_WARN, "fields of a request that are not known here have no effect: %.*s",
+                 (int)unknown->len, unknown->data);
 }
 
 void mp_api_id(const mp_api *api, const char *prefix, uint64_t id, char *out, size_t cap) {

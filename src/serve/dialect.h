@@ -20,6 +20,8 @@ typedef struct mp_api {
     uint32_t n_names;
     uint64_t id_seed; /* makes this server's ids differ from another's */
     int64_t created;  /* seconds since 1970: when the model was loaded */
+    const char *chunk_separator;  /* what stands between two of them in a request's text is a chunk; NULL = off */
+    uint32_t chunk_tool_results;  /* tool results of so many tokens are chunks; 0 = off */
     mp_log log;
 } mp_api;
 
@@ -42,12 +44,18 @@ typedef struct mp_dialect {
     void (*close)(mp_writer *writer);
 } mp_dialect;
 
-extern const mp_dialect mp_openai_chat, mp_openai_completions;
+extern const mp_dialect mp_openai_chat, mp_openai_completions, mp_anthropic_messages;
 
 /* Whether the request may name this model; the field is optional. Of use to every dialect. */
 bool mp_api_check_model(const mp_api *api, const json_t *model, mp_api_error *err);
 /* The name to answer with: the one that was asked for, or the first. */
 const char *mp_api_model(const mp_api *api, const json_t *model);
+/* Strings that end a reply, one or an array; which reuse; names that mp_fields_read did not know, for a line of log. */
+bool mp_api_read_stops(const json_t *stop, const char *name, mp_generation *generation, mp_api_error *err);
+bool mp_api_read_reuse(const json_t *reuse, mp_generation *generation, mp_api_error *err);
+void mp_api_log_unknown(const mp_api *api, mp_buf *unknown);
+/* Of fields that would need it. */
+#define MP_NOT_CONSTRAINED "; replies cannot be held to a grammar or schema here"
 int64_t mp_api_time(void); /* seconds since 1970, for "created" */
 /* OpenAI's "usage", with where the prompt's tokens came from; llama.cpp's "timings". */
 json_t *mp_api_usage(const mepic_usage *usage);

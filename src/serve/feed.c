@@ -23,7 +23,8 @@ typedef struct record {
     uint32_t kind, choice;
     int32_t token;
     float logprob;
-    uint32_t n_top, text_len, finish, padding;
+    uint32_t n_top, text_len, finish;
+    int32_t stop;
 } record;
 
 enum { RECORD_ALIGN = 8 };
@@ -103,6 +104,7 @@ static bool append_event(mp_buf *events, uint32_t choice, const mepic_event *eve
         .n_top = event->n_top,
         .text_len = (uint32_t)event->text_len,
         .finish = event->finish,
+        .stop = event->stop,
     };
     size_t before = events->len;
     bool ok = append_padded(events, &head, sizeof head) &&
@@ -198,6 +200,7 @@ bool mp_feed_event_next(const mp_buf *taken, size_t *offset, mp_feed_event *out)
         .n_top = head.n_top,
         .text_len = head.text_len,
         .finish = (mepic_finish)head.finish,
+        .stop = head.stop,
     };
     out->top = read_padded(taken, offset, head.n_top * sizeof *out->top);
     if (out->kind == MEPIC_EVENT_DONE) {

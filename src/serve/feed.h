@@ -85,6 +85,7 @@ typedef struct mp_feed_event {
     float logprob;
     uint32_t n_top, text_len;
     mepic_finish finish;
+    int32_t stop; /* with DONE: which of the request's stop strings ended it; -1: none */
     const char *text;
     const mepic_logprob *top;
     mepic_usage usage; /* with DONE */

@@ -82,6 +82,10 @@ bool mp_json_write(json_t *value, mp_buf *out) {
     return ok;
 }
 
+bool mp_json_dump(const json_t *value, mp_buf *out) {
+    return json_dump_callback(value, append, out, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15)) == 0;
+}
+
 /* Bytes of the well-formed UTF-8 character at the start of s, 0: there is none. */
 static size_t character_len(const unsigned char *s, size_t n) {
     unsigned char c = s[0];

@@ -7,11 +7,12 @@
 /* What a request says, as it was read by the table of fields. NULL and the initial values: absent. */
 typedef struct mp_openai_request {
     const json_t *model, *messages, *prompt, *stop, *stop_token_ids, *logit_bias, *stream_options, *response_format;
-    const json_t *documents, *reuse;
+    const json_t *documents, *reuse, *tools, *tool_choice;
     double temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
     int64_t seed, top_k;
     uint32_t n, max_tokens, max_completion_tokens, top_logprobs, repeat_window;
-    bool stream, logprobs, ignore_eos, include_usage;
+    bool stream, logprobs, ignore_eos, include_usage, parallel_tool_calls;
+    bool no_tools; /* by tool_choice: the model is not told of them */
 } mp_openai_request;
 
 /* Opens the writer of a request that was read; takes what it needs. */

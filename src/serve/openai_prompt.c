@@ -6,6 +6,7 @@
 #include "serve/json.h"
 #include "serve/openai.h"
 #include "serve/prompt.h"
+#include "serve/tools.h"
 
 enum { MESSAGES_MAX = 8192, PATH_CAP = 64, INSIDE_CAP = PATH_CAP + 48 };
 
@@ -30,68 +31,68 @@ static const char *role_of(const json_t *message, const char *path, mp_api_error
     return NULL;
 }
 
-/* {"type": "text", "text": ..., "mepic": {"chunk": true, "cache": false}} */
-static bool read_part(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err) {
-    if (!json_is_object(part)) return refuse_type(path, part, "an object", err);
-    const json_t *type = json_object_get(part, "type");
-    if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
-        return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"text\"; nothing else is understood", path);
-    }
-    const json_t *text = json_object_get(part, "text");
-    if (!json_is_string(text)) {
-        return mp_refuse(err, 400, "invalid_type", path, "'%s.text' is %s; it must be a string", path,
-                         text ? mp_json_kind(text) : "missing");
-    }
-    *out = (mepic_segment){ .text = json_string_value(text), .len = json_string_length(text) };
-    const json_t *mepic = json_object_get(part, "mepic");
-    if (!mepic || json_is_null(mepic)) return true;
-    struct {
-        bool chunk, cache;
-    } marks = { .cache = true };
-    static const mp_field fields[] = { { "chunk", MP_FIELD_BOOL, 0, 0, 0, NULL },
-                                       { "cache", MP_FIELD_BOOL, sizeof(bool), 0, 0, NULL } };
-    if (!json_is_object(mepic)) {
-        return mp_refuse(err, 400, "invalid_type", path, "'%s.mepic' is %s; it must be an object", path,
-                         mp_json_kind(mepic));
-    }
-    char inside[INSIDE_CAP];
-    snprintf(inside, sizeof inside, "%s.mepic.", path);
-    if (!mp_fields_read(mepic, inside, fields, 2, &marks, NULL, err)) return false;
-    if (marks.chunk) out->kind = MEPIC_CHUNK;
-    out->no_cache = !marks.cache;
-    return true;
+/* A text that the client wrote, where a part is not marked. */
+static bool add_text(mp_prompt_draft *draft, const mp_api *api, const char *role, const char *opening, const char *text,
+                     size_t len) {
+    if (strcmp(role, "tool") == 0) return mp_draft_add_result(draft, api, text, len);
+    if (strcmp(role, "assistant") == 0) return mp_draft_add_text(draft, opening, text, len, "");
+    return mp_draft_add_written(draft, api, opening, text, len, "");
 }
 
 /* `opening` stands in front of the message's text. */
-static bool add_parts(mp_prompt_draft *draft, const json_t *parts, const char *path, const char *opening,
-                      mp_api_error *err) {
+static bool add_parts(mp_prompt_draft *draft, const mp_api *api, const json_t *parts, const char *path,
+                      const char *role, const char *opening, mp_api_error *err) {
     for (size_t i = 0; i < json_array_size(parts); i++) {
         char inside[PATH_CAP + 32];
         snprintf(inside, sizeof inside, "%s.content[%zu]", path, i);
         mepic_segment segment;
-        if (!read_part(json_array_get(parts, i), inside, &segment, err)) return false;
-        bool joins = i == 0 && *opening && segment.kind == MEPIC_TEXT, ok = true;
-        if (i == 0 && *opening && !joins) ok = mp_draft_add_text(draft, opening, "", 0, "");
-        if (ok && joins) ok = mp_draft_add_text(draft, opening, segment.text, segment.len, "");
-        if (ok && !joins) ok = mp_draft_add(draft, segment);
+        if (!mp_text_part_read(json_array_get(parts, i), inside, &segment, err)) return false;
+        bool marked = segment.kind == MEPIC_CHUNK, ok = true;
+        if (i > 0) opening = "";
+        if (marked && *opening) ok = mp_draft_add_text(draft, opening, "", 0, "");
+        if (ok && marked) ok = mp_draft_add(draft, segment);
+        if (ok && !marked) ok = add_text(draft, api, role, opening, segment.text, segment.len);
         if (!ok) return mp_refuse_memory(err, "a message");
     }
     return true;
 }
 
-static bool add_content(mp_prompt_draft *draft, const json_t *message, const char *path, const char *opening,
-                        mp_api_error *err) {
+static bool add_content(mp_prompt_draft *draft, const mp_api *api, const json_t *message, const char *path,
+                        const char *role, const char *opening, mp_api_error *err) {
     const json_t *content = json_object_get(message, "content");
     if (json_is_string(content)) {
-        return mp_draft_add_text(draft, opening, json_string_value(content), json_string_length(content), "") ||
+        return add_text(draft, api, role, opening, json_string_value(content), json_string_length(content)) ||
                mp_refuse_memory(err, "a message");
     }
-    if (json_is_array(content)) return add_parts(draft, content, path, opening, err);
+    if (json_is_array(content)) return add_parts(draft, api, content, path, role, opening, err);
+    bool calls = json_array_size(json_object_get(message, "tool_calls")) > 0;
+    if (calls && (!content || json_is_null(content))) return true;
     return mp_refuse(err, 400, "invalid_type", path, "'%s.content' is %s; it must be a string or an array of parts",
                      path, content ? mp_json_kind(content) : "missing");
 }
 
-static bool add_messages(mp_prompt_draft *draft, const mp_openai_request *request, mp_api_error *err) {
+/* [{"id", "type": "function", "function": {"name", "arguments": "..."}}]; results follow in the order of the calls. */
+static bool add_calls(mp_prompt_draft *draft, const json_t *message, const char *path, const char *role,
+                      mp_api_error *err) {
+    const json_t *calls = json_object_get(message, "tool_calls");
+    if (!calls || json_is_null(calls) || strcmp(role, "assistant") != 0) return true;
+    if (!json_is_array(calls)) {
+        return mp_refuse(err, 400, "invalid_type", path, "'%s.tool_calls' is %s; it must be an array", path,
+                         mp_json_kind(calls));
+    }
+    for (size_t i = 0; i < json_array_size(calls); i++) {
+        char inside[INSIDE_CAP];
+        snprintf(inside, sizeof inside, "%s.tool_calls[%zu].function", path, i);
+        const json_t *function = json_object_get(json_array_get(calls, i), "function");
+        if (!json_is_object(function)) return refuse_type(inside, function, "an object", err);
+        const json_t *name = json_object_get(function, "name"), *arguments = json_object_get(function, "arguments");
+        if (!mp_tools_add_call(draft, name, arguments, inside, err)) return false;
+    }
+    return true;
+}
+
+static bool add_messages(mp_prompt_draft *draft, const mp_api *api, const mp_openai_request *request,
+                         mp_api_error *err) {
     bool documents = mp_documents_count(request->documents) > 0, placed = false;
     for (size_t i = 0; i < json_array_size(request->messages); i++) {
         const json_t *message = json_array_get(request->messages, i);
@@ -105,7 +106,8 @@ static bool add_messages(mp_prompt_draft *draft, const mp_openai_request *reques
             if (!placed && !mp_draft_add_documents(draft, request->documents, err)) return false;
             placed = true;
         }
-        if (!add_content(draft, message, path, opening, err)) return false;
+        if (!add_content(draft, api, message, path, role, opening, err)) return false;
+        if (!add_calls(draft, message, path, role, err)) return false;
         if (!mp_draft_close(draft, role)) return mp_refuse_memory(err, "a message");
     }
     if (documents && !placed) {
@@ -135,7 +137,8 @@ bool mp_openai_chat_prompt(const mp_api *api, const mp_openai_request *request, 
         return refuse_type("documents", request->documents, "an array", err);
     }
     mp_prompt_draft draft = { 0 };
-    bool ok = add_messages(&draft, request, err) && add_prompt(generation, api, &draft, false, err);
+    bool ok = (request->no_tools || mp_tools_read_openai(&draft, request->tools, err)) &&
+              add_messages(&draft, api, request, err) && add_prompt(generation, api, &draft, false, err);
     mp_draft_clear(&draft);
     return ok;
 }
@@ -152,10 +155,13 @@ static bool add_text_prompt(const mp_api *api, const mp_openai_request *request,
     int32_t *ids = NULL;
     bool ok = mp_draft_add_documents(&draft, request->documents, err);
     if (ok && json_is_string(prompt)) {
-        ok = mp_draft_add_text(&draft, opening, json_string_value(prompt), json_string_length(prompt), ending) ||
-             mp_refuse_memory(err, "a prompt");
+        ok =
+            mp_draft_add_written(&draft, api, opening, json_string_value(prompt), json_string_length(prompt), ending) ||
+            mp_refuse_memory(err, "a prompt");
         /* Who writes a raw prompt writes its template too. */
-        if (ok && !documents) draft.segments[draft.n_segments - 1].parse_special = true;
+        for (uint32_t i = 0; ok && !documents && i < draft.n_segments; i++) {
+            draft.segments[i].parse_special = draft.segments[i].kind == MEPIC_TEXT;
+        }
     } else if (ok && json_is_array(prompt) && json_array_size(prompt) > 0 && !documents) {
         size_t n;
         ids = mp_token_ids_read(prompt, path, &n, err);

@@ -6,8 +6,9 @@
 #include "serve/json.h"
 #include "serve/openai.h"
 #include "serve/prompt.h"
+#include "serve/tools.h"
 
-enum { TOKENS_MAX = 1 << 24, STOP_BYTES_MAX = 1024 };
+enum { TOKENS_MAX = 1 << 24 };
 
 /* ---- The tables -------------------------------------------------------------------------------------------------- */
 
@@ -24,7 +25,7 @@ enum { TOKENS_MAX = 1 << 24, STOP_BYTES_MAX = 1024 };
     { name, MP_FIELD_IGNORED, 0, 0, 0, NULL }
 #define REFUSED(name, why)                                                                                             \
     { name, MP_FIELD_REFUSED, 0, 0, 0, why }
-#define CONSTRAINED "; replies cannot be held to a grammar or schema here"
+#define CONSTRAINED MP_NOT_CONSTRAINED
 
 /* clang-format off */
 #define COMMON_FIELDS \
@@ -48,8 +49,8 @@ enum { TOKENS_MAX = 1 << 24, STOP_BYTES_MAX = 1024 };
 
 static const mp_field chat_fields[] = {
     COMMON_FIELDS, OTHER(messages), FLAG(logprobs), COUNT(top_logprobs, 0, 20),
-    IGNORED("parallel_tool_calls"), IGNORED("reasoning_effort"), IGNORED("verbosity"),
-    REFUSED("tools", NULL), REFUSED("tool_choice", NULL), REFUSED("functions", NULL), REFUSED("function_call", NULL),
+    OTHER(tools), OTHER(tool_choice), FLAG(parallel_tool_calls), IGNORED("reasoning_effort"), IGNORED("verbosity"),
+    REFUSED("functions", "; use tools"), REFUSED("function_call", "; use tool_choice"),
     REFUSED("audio", NULL), REFUSED("prediction", NULL), REFUSED("web_search_options", NULL),
     REFUSED("continue_final_message", NULL), REFUSED("chat_template", "; the model's own is used"),
     REFUSED("chat_template_kwargs", "; the model's own template is used"),
@@ -65,29 +66,6 @@ static const mp_field stream_fields[] = {
 #define N_OF(table) (sizeof table / sizeof *table)
 
 /* ---- Fields with values of their own ----------------------------------------------------------------------------- */
-
-static bool read_stops(const json_t *stop, mp_generation *g, mp_api_error *err) {
-    if (!stop) return true;
-    size_t n = json_is_array(stop) ? json_array_size(stop) : 1;
-    if (n > MP_STOPS_MAX) {
-        return mp_refuse(err, 400, "invalid_value", "stop", "'stop' has %zu items; at most %d", n, MP_STOPS_MAX);
-    }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *item = json_is_array(stop) ? json_array_get(stop, i) : stop;
-        if (!json_is_string(item)) {
-            return mp_refuse(err, 400, "invalid_type", "stop", "'stop' must be a string or an array of strings");
-        }
-        size_t len = json_string_length(item);
-        if (len == 0 || len > STOP_BYTES_MAX || strlen(json_string_value(item)) != len) {
-            return mp_refuse(err, 400, "invalid_value", "stop",
-                             "'stop': a string of %zu bytes; it must have 1 to %d, without NUL", len, STOP_BYTES_MAX);
-        }
-        g->stops[i] = mp_strndup(json_string_value(item), len);
-        if (!g->stops[i]) return mp_refuse_memory(err, "'stop'");
-        g->request.n_stop++;
-    }
-    return true;
-}
 
 static bool read_token(const mp_api *api, const char *name, json_int_t id, int32_t *out, mp_api_error *err) {
     if (id < 0 || id >= (json_int_t)api->info->n_vocab) {
@@ -146,17 +124,6 @@ static bool read_biases(const mp_api *api, const json_t *biases, mp_generation *
     return true;
 }
 
-static bool read_reuse(const json_t *reuse, mp_generation *g, mp_api_error *err) {
-    static const char *const words[] = { "none", "prefix", "mepic" };
-    if (!reuse) return true;
-    for (uint32_t i = 0; json_is_string(reuse) && i < 3; i++) {
-        if (strcmp(json_string_value(reuse), words[i]) != 0) continue;
-        g->request.reuse = (mepic_reuse)(MEPIC_REUSE_NONE + i);
-        return true;
-    }
-    return mp_refuse(err, 400, "invalid_value", "reuse", "'reuse' must be \"none\", \"prefix\" or \"mepic\"");
-}
-
 static bool check_format(const json_t *format, mp_api_error *err) {
     if (!format) return true;
     const json_t *type = json_object_get(format, "type");
@@ -197,34 +164,28 @@ static void set_request(const mp_api *api, const mp_openai_request *r, uint64_t 
     g->stream = r->stream;
 }
 
-static void log_unknown(const mp_api *api, mp_buf *unknown) {
-    if (unknown->len == 0) return;
-    for (size_t i = 0; i < unknown->len; i++) {
-        if ((unsigned char)unknown->data[i] < ' ') unknown->data[i] = '?'; // one line
-    }
-    mp_log_write(&api->log, MEPIC_LOG_WARN, "fields of a request that are not known here have no effect: %.*s",
-                 (int)unknown->len, unknown->data);
-}
-
 static bool read_values(const mp_api *api, mp_openai_request *r, mp_generation *g, mp_buf *unknown, mp_api_error *err) {
     return mp_api_check_model(api, r->model, err) && check_format(r->response_format, err) &&
-           read_stops(r->stop, g, err) && read_stop_tokens(api, r->stop_token_ids, g, err) &&
-           read_biases(api, r->logit_bias, g, err) && read_reuse(r->reuse, g, err) &&
-           read_stream_options(r, unknown, err);
+           mp_api_read_stops(r->stop, "stop", g, err) && read_stop_tokens(api, r->stop_token_ids, g, err) &&
+           read_biases(api, r->logit_bias, g, err) && mp_api_read_reuse(r->reuse, g, err) &&
+           read_stream_options(r, unknown, err) && mp_tools_read_choice(r->tool_choice, &r->no_tools, err) &&
+           (r->parallel_tool_calls || !r->tools || r->no_tools || mp_tools_one_call(api, g, err));
 }
 
 static bool read_request(const mp_api *api, const json_t *body, bool chat, uint64_t id, mp_generation *g,
                          mp_writer **writer, mp_api_error *err) {
     const mp_field *fields = chat ? chat_fields : completion_fields;
     size_t n_fields = chat ? N_OF(chat_fields) : N_OF(completion_fields);
-    mp_openai_request r = { .temperature = 1, .top_p = 1, .repetition_penalty = 1, .n = 1, .seed = INT64_MIN };
+    mp_openai_request r = {
+        .temperature = 1, .top_p = 1, .repetition_penalty = 1, .n = 1, .seed = INT64_MIN, .parallel_tool_calls = true
+    };
     mp_buf unknown = { .limit = 512 };
     bool ok = mp_fields_read(body, "", fields, n_fields, &r, &unknown, err);
     if (ok && !chat) r.logprobs = json_is_integer(json_object_get(body, "logprobs"));
     ok = ok && read_values(api, &r, g, &unknown, err);
     if (ok) {
         set_request(api, &r, id, chat, g);
-        log_unknown(api, &unknown);
+        mp_api_log_unknown(api, &unknown);
         ok = chat ? mp_openai_chat_prompt(api, &r, g, err) : mp_openai_text_prompts(api, &r, g, err);
     }
     mp_buf_clear(&unknown);

@@ -4,11 +4,14 @@
 
 #include "serve/json.h"
 #include "serve/openai.h"
+#include "serve/tools.h"
 
 enum { TEXT_MAX = 64 << 20, TOKEN_BYTES_MAX = 512 };
 
 typedef struct choice {
-    mp_buf text;      /* of a single body */
+    mp_buf text;   /* of a single body */
+    json_t *calls; /* of a single body; NULL before the first */
+    mp_reply_parser parser;
     json_t *logprobs; /* of a single body: what was collected; NULL before the first */
     size_t offset;    /* characters so far, for text_offset */
     bool begun;
@@ -19,6 +22,7 @@ typedef struct choice {
 struct mp_writer {
     const mp_api *api;
     bool chat, stream, include_usage, logprobs;
+    uint64_t number; /* ids are made of it */
     char id[48];
     const char *model; /* one of api->names */
     json_int_t created;
@@ -40,6 +44,7 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
         .created = mp_api_time(),
         .n = generation->n,
         .n_choices = mp_generation_choices(generation),
+        .number = id,
     };
     mp_api_id(api, chat ? "chatcmpl-" : "cmpl-", id, w->id, sizeof w->id);
     w->choices = mp_calloc(w->n_choices, sizeof *w->choices);
@@ -47,7 +52,11 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
         mp_free(w);
         return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
     }
-    for (uint32_t i = 0; i < w->n_choices; i++) w->choices[i].text.limit = TEXT_MAX;
+    bool tools = chat && json_array_size(request->tools) > 0 && !request->no_tools;
+    for (uint32_t i = 0; i < w->n_choices; i++) {
+        w->choices[i].text.limit = TEXT_MAX;
+        if (tools) mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format);
+    }
     *out = w;
     return true;
 }
@@ -56,6 +65,8 @@ void mp_openai_close(mp_writer *w) {
     for (uint32_t i = 0; i < w->n_choices; i++) {
         mp_buf_clear(&w->choices[i].text);
         json_decref(w->choices[i].logprobs);
+        json_decref(w->choices[i].calls);
+        mp_reply_parser_clear(&w->choices[i].parser);
     }
     mp_free(w->choices);
     mp_free(w);
@@ -145,7 +156,16 @@ static size_t count_characters(const char *text, size_t n) {
 /* ---- A stream ---------------------------------------------------------------------------------------------------- */
 
 static json_t *finish_json(const choice *c) {
-    return json_string(c->finish == MEPIC_FINISH_LENGTH ? "length" : "stop");
+    if (c->finish == MEPIC_FINISH_LENGTH) return json_string("length");
+    return json_string(c->parser.n_calls > 0 ? "tool_calls" : "stop");
+}
+
+/* {"id", "type", "function"}, in a stream with its "index". */
+static json_t *call_json(const mp_writer *w, uint32_t reply, uint32_t index, const char *name, const char *arguments) {
+    char id[48];
+    mp_api_id(w->api, "call_", mp_tools_call_number(w->number, reply, index), id, sizeof id);
+    json_t *function = json_pack("{s:s, s:o}", "name", name, "arguments", mp_json_text(arguments, strlen(arguments)));
+    return json_pack("{s:s, s:s, s:o}", "id", id, "type", "function", "function", function);
 }
 
 /* The frame of a chunk or of the body; `choices` is taken over. */
@@ -155,43 +175,74 @@ static json_t *envelope(const mp_writer *w, json_t *choices) {
                      mp_json_text(w->model, strlen(w->model)), "system_fingerprint", "choices", choices);
 }
 
-/* One choice's chunk: `text` (chat: inside a delta, with the role if there is one), logprobs and finish may be NULL. */
-static bool write_chunk(const mp_writer *w, uint32_t index, const char *role, const char *text, size_t len,
-                        json_t *logprobs, json_t *finish, json_t *timings, mp_buf *out) {
+/* What a chunk says of one choice. NULL: nothing of it. */
+typedef struct piece {
+    const char *role, *text;
+    size_t len;
+    json_t *call, *logprobs, *finish, *timings; /* taken over */
+} piece;
+
+static bool write_chunk(const mp_writer *w, uint32_t index, const piece *p, mp_buf *out) {
     json_t *one = json_pack("{s:i}", "index", (int)index);
     if (w->chat) {
         json_t *delta = json_object();
-        if (role) json_object_set_new(delta, "role", json_string(role));
-        if (text) json_object_set_new(delta, "content", mp_json_text(text, len));
+        if (p->role) json_object_set_new(delta, "role", json_string(p->role));
+        if (p->text) json_object_set_new(delta, "content", mp_json_text(p->text, p->len));
+        if (p->call) json_object_set_new(delta, "tool_calls", json_pack("[o]", p->call));
         json_object_set_new(one, "delta", delta);
     } else {
-        json_object_set_new(one, "text", mp_json_text(text ? text : "", len));
+        json_object_set_new(one, "text", mp_json_text(p->text ? p->text : "", p->len));
     }
-    json_object_set_new(one, "logprobs", logprobs ? logprobs : json_null());
-    json_object_set_new(one, "finish_reason", finish ? finish : json_null());
+    json_object_set_new(one, "logprobs", p->logprobs ? p->logprobs : json_null());
+    json_object_set_new(one, "finish_reason", p->finish ? p->finish : json_null());
     json_t *root = envelope(w, json_pack("[o]", one));
     if (w->include_usage) json_object_set_new(root, "usage", json_null());
-    if (timings) json_object_set_new(root, "timings", timings);
+    if (p->timings) json_object_set_new(root, "timings", p->timings);
     return mp_sse_write(NULL, root, out);
+}
+
+/* Where an event's parts go: chunks of a stream, or the choice of a single body. */
+typedef struct target {
+    mp_writer *w;
+    uint32_t index;
+    json_t *logprobs; /* of a stream's event: they go with its first text */
+    mp_buf *out;
+} target;
+
+static bool write_text(void *user, const char *text, size_t len) {
+    target *t = user;
+    const piece p = { .text = text, .len = len, .logprobs = t->logprobs };
+    t->logprobs = NULL;
+    return write_chunk(t->w, t->index, &p, t->out);
+}
+
+static bool write_call(void *user, uint32_t index, const char *name, const char *arguments) {
+    const target *t = user;
+    json_t *call = call_json(t->w, t->index, index, name, arguments);
+    json_object_set_new(call, "index", json_integer(index));
+    const piece p = { .call = call };
+    return call && write_chunk(t->w, t->index, &p, t->out);
 }
 
 static bool stream_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
     choice *c = &w->choices[e->choice];
-    json_t *logprobs = NULL;
+    target t = { .w = w, .index = e->choice, .out = out };
+    const mp_reply_sink sink = { write_text, write_call, &t };
+    const piece role = { .role = "assistant", .text = "" };
     bool done = e->kind == MEPIC_EVENT_DONE, ok = true;
-    if (!c->begun && w->chat) ok = write_chunk(w, e->choice, "assistant", "", 0, NULL, NULL, NULL, out);
+    if (!c->begun && w->chat) ok = write_chunk(w, e->choice, &role, out);
     c->begun = true;
-    ok = ok && add_logprob(w, e, c->offset, &logprobs);
-    if (ok && (e->text_len > 0 || logprobs)) {
-        ok = write_chunk(w, e->choice, NULL, e->text, e->text_len, logprobs, NULL, NULL, out);
-    } else {
-        json_decref(logprobs);
-    }
+    ok = ok && add_logprob(w, e, c->offset, &t.logprobs) &&
+         mp_reply_parser_push(&c->parser, e->text, e->text_len, &sink) &&
+         (!done || mp_reply_parser_end(&c->parser, &sink));
+    if (ok && t.logprobs) ok = write_text(&t, "", 0);
+    json_decref(t.logprobs);
     c->offset += count_characters(e->text, e->text_len);
     if (!ok || !done) return ok;
     c->usage = e->usage;
     c->finish = e->finish;
-    return write_chunk(w, e->choice, NULL, NULL, 0, NULL, finish_json(c), mp_api_timings(&c->usage), out);
+    const piece last = { .finish = finish_json(c), .timings = mp_api_timings(&c->usage) };
+    return write_chunk(w, e->choice, &last, out);
 }
 
 static bool write_done(mp_buf *out) {
@@ -217,23 +268,40 @@ bool mp_openai_fail(mp_writer *w, const mp_api_error *err, mp_buf *out) {
 
 /* ---- One body ---------------------------------------------------------------------------------------------------- */
 
+static bool keep_text(void *user, const char *text, size_t len) {
+    const target *t = user;
+    return mp_buf_append(&t->w->choices[t->index].text, text, len);
+}
+
+static bool keep_call(void *user, uint32_t index, const char *name, const char *arguments) {
+    const target *t = user;
+    choice *c = &t->w->choices[t->index];
+    if (!c->calls) c->calls = json_array();
+    return json_array_append_new(c->calls, call_json(t->w, t->index, index, name, arguments)) == 0;
+}
+
 static bool keep_event(mp_writer *w, const mp_feed_event *e) {
     choice *c = &w->choices[e->choice];
+    target t = { .w = w, .index = e->choice };
+    const mp_reply_sink sink = { keep_text, keep_call, &t };
     if (!add_logprob(w, e, c->offset, &c->logprobs)) return false;
     c->offset += count_characters(e->text, e->text_len);
-    if (e->text_len > 0 && !mp_buf_append(&c->text, e->text, e->text_len)) return false;
-    if (e->kind == MEPIC_EVENT_DONE) {
-        c->usage = e->usage;
-        c->finish = e->finish;
-    }
-    return true;
+    if (!mp_reply_parser_push(&c->parser, e->text, e->text_len, &sink)) return false;
+    if (e->kind != MEPIC_EVENT_DONE) return true;
+    c->usage = e->usage;
+    c->finish = e->finish;
+    return mp_reply_parser_end(&c->parser, &sink);
 }
 
 static json_t *choice_json(const mp_writer *w, uint32_t index) {
     choice *c = &w->choices[index];
-    json_t *one = json_pack("{s:i}", "index", (int)index), *text = mp_json_text(c->text.data, c->text.len);
+    bool no_text = c->calls && c->text.len == 0;
+    json_t *one = json_pack("{s:i}", "index", (int)index);
+    json_t *text = no_text ? json_null() : mp_json_text(c->text.data, c->text.len);
     if (w->chat) {
-        json_object_set_new(one, "message", json_pack("{s:s, s:o}", "role", "assistant", "content", text));
+        json_t *message = json_pack("{s:s, s:o}", "role", "assistant", "content", text);
+        if (c->calls) json_object_set(message, "tool_calls", c->calls);
+        json_object_set_new(one, "message", message);
     } else {
         json_object_set_new(one, "text", text);
     }

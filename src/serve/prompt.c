@@ -7,13 +7,15 @@
 #include "serve/json.h"
 
 /* Tokens are about four bytes; code and tables have longer ones. */
-enum { DOCUMENT_BYTES_MAX = 16 << 20, BYTES_PER_TOKEN_MAX = 16 };
+enum { DOCUMENT_BYTES_MAX = 16 << 20, BYTES_PER_TOKEN_MAX = 16, PATH_BYTES_MAX = 192 };
 
 /* ---- Parts ------------------------------------------------------------------------------------------------------- */
 
 void mp_draft_clear(mp_prompt_draft *draft) {
     for (uint32_t i = 0; i < draft->n_owned; i++) mp_free(draft->owned[i]);
     mp_free(draft->owned);
+    mp_free(draft->calls);
+    mp_free(draft->tools);
     mp_free(draft->segments);
     mp_free(draft->messages);
     *draft = (mp_prompt_draft){ 0 };
@@ -60,14 +62,73 @@ bool mp_draft_add_text(mp_prompt_draft *draft, const char *before, const char *t
     return mp_draft_add(draft, (mepic_segment){ .text = joined, .len = n_before + len + n_after });
 }
 
+/* Where `separator` begins in text[from, len); len: nowhere. */
+static size_t find_separator(const char *text, size_t from, size_t len, const char *separator, size_t n) {
+    const char *at = from + n <= len ? memmem(text + from, len - from, separator, n) : NULL;
+    return at ? (size_t)(at - text) : len;
+}
+
+bool mp_draft_add_written(mp_prompt_draft *draft, const mp_api *api, const char *before, const char *text, size_t len,
+                          const char *after) {
+    const char *separator = api->chunk_separator;
+    size_t n = separator ? strlen(separator) : 0, open = n ? find_separator(text, 0, len, separator, n) : len;
+    size_t close = open < len ? find_separator(text, open + n, len, separator, n) : len;
+    if (close == len) return mp_draft_add_text(draft, before, text, len, after);
+    bool ok = mp_draft_add_text(draft, before, text, open + n, "");
+    for (; ok && close < len; open = close, close = find_separator(text, open + n, len, separator, n)) {
+        size_t chunk = close - open - n; // an empty one takes no place
+        ok = chunk == 0 ||
+             mp_draft_add(draft, (mepic_segment){ .kind = MEPIC_CHUNK, .text = text + open + n, .len = chunk });
+        size_t next = find_separator(text, close + n, len, separator, n);
+        ok = ok && mp_draft_add_text(draft, "", text + close, next < len ? n : len - close, next < len ? "" : after);
+    }
+    return ok;
+}
+
+bool mp_draft_add_result(mp_prompt_draft *draft, const mp_api *api, const char *text, size_t len) {
+    uint32_t least = api->chunk_tool_results;
+    size_t n = 0;
+    bool counted = least == 0 || len < least || // a token has at least one byte
+                   mepic_tokenize(api->engine, text, len, false, NULL, 0, &n, NULL) == MEPIC_OK;
+    if (least == 0 || n < least) return counted && mp_draft_add_written(draft, api, "", text, len, "");
+    return mp_draft_add(draft, (mepic_segment){ .kind = MEPIC_CHUNK, .text = text, .len = len });
+}
+
+bool mp_draft_add_chunk(mp_prompt_draft *draft, const char *before, mp_buf *text) {
+    while (text->len > 0 && text->data[text->len - 1] == '\n') text->len--;
+    const mepic_segment segment = { .kind = MEPIC_CHUNK, .text = text->data, .len = text->len };
+    bool ok = own(draft, text->data);
+    *text = (mp_buf){ .limit = text->limit };
+    return ok && mp_draft_add_text(draft, before, "", 0, "") && mp_draft_add(draft, segment);
+}
+
+bool mp_draft_add_call(mp_prompt_draft *draft, const char *borrowed_name, char *arguments) {
+    if (!own(draft, arguments) || !grow(&draft->calls, draft->n_calls, &draft->cap_calls, sizeof *draft->calls)) {
+        return false;
+    }
+    draft->calls[draft->n_calls++] = (mepic_tool_call){ .name = borrowed_name, .arguments = arguments };
+    return true;
+}
+
+bool mp_draft_add_tool(mp_prompt_draft *draft, char *tool) {
+    if (!own(draft, tool) || !grow(&draft->tools, draft->n_tools, &draft->cap_tools, sizeof *draft->tools)) {
+        return false;
+    }
+    draft->tools[draft->n_tools++] = tool;
+    return true;
+}
+
 bool mp_draft_close(mp_prompt_draft *draft, const char *role) {
     if (!grow(&draft->messages, draft->n_messages, &draft->cap_messages, sizeof *draft->messages)) return false;
-    uint32_t first = 0;
+    struct mp_draft_message m = { .role = role };
     if (draft->n_messages > 0) {
-        first = draft->messages[draft->n_messages - 1].first + draft->messages[draft->n_messages - 1].n;
+        const struct mp_draft_message *last = &draft->messages[draft->n_messages - 1];
+        m.first = last->first + last->n;
+        m.first_call = last->first_call + last->n_calls;
     }
-    draft->messages[draft->n_messages++] =
-        (struct mp_draft_message){ .role = role, .first = first, .n = draft->n_segments - first };
+    m.n = draft->n_segments - m.first;
+    m.n_calls = draft->n_calls - m.first_call;
+    draft->messages[draft->n_messages++] = m;
     return true;
 }
 
@@ -133,15 +194,9 @@ static bool add_document(mp_prompt_draft *draft, const json_t *document, uint32_
     while (text.len > 0 && text.data[text.len - 1] == '\n') text.len--;
     if (ok && text.len == 0) ok = mp_refuse(err, 400, "invalid_value", path, "'%s' is empty", path);
     mp_document_label(index, label);
-    if (!ok) {
-        mp_buf_clear(&text);
-        return false;
-    }
-    if (!own(draft, text.data) || !mp_draft_add_text(draft, label, "", 0, "") ||
-        !mp_draft_add(draft, (mepic_segment){ .kind = MEPIC_CHUNK, .text = text.data, .len = text.len })) {
-        return mp_refuse_memory(err, "a document");
-    }
-    return true;
+    if (ok) ok = mp_draft_add_chunk(draft, label, &text) || mp_refuse_memory(err, "a document");
+    mp_buf_clear(&text);
+    return ok;
 }
 
 bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_api_error *err) {
@@ -157,6 +212,41 @@ bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_
     for (uint32_t i = 0; i < json_array_size(documents); i++) {
         if (!add_document(draft, json_array_get(documents, i), i, err)) return false;
     }
+    return true;
+}
+
+/* ---- Parts of requests ------------------------------------------------------------------------------------------- */
+
+bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err) {
+    const json_t *type = json_object_get(part, "type"), *text = json_object_get(part, "text");
+    if (!json_is_object(part)) {
+        return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be an object", path,
+                         part ? mp_json_kind(part) : "missing");
+    }
+    if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
+        return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"text\"; nothing else is understood", path);
+    }
+    if (!json_is_string(text)) {
+        return mp_refuse(err, 400, "invalid_type", path, "'%s.text' is %s; it must be a string", path,
+                         text ? mp_json_kind(text) : "missing");
+    }
+    *out = (mepic_segment){ .text = json_string_value(text), .len = json_string_length(text) };
+    const json_t *mepic = json_object_get(part, "mepic");
+    if (!mepic || json_is_null(mepic)) return true;
+    struct {
+        bool chunk, cache;
+    } marks = { .cache = true };
+    static const mp_field fields[] = { { "chunk", MP_FIELD_BOOL, 0, 0, 0, NULL },
+                                       { "cache", MP_FIELD_BOOL, sizeof(bool), 0, 0, NULL } };
+    if (!json_is_object(mepic)) {
+        return mp_refuse(err, 400, "invalid_type", path, "'%s.mepic' is %s; it must be an object", path,
+                         mp_json_kind(mepic));
+    }
+    char inside[PATH_BYTES_MAX];
+    snprintf(inside, sizeof inside, "%s.mepic.", path);
+    if (!mp_fields_read(mepic, inside, fields, 2, &marks, NULL, err)) return false;
+    if (marks.chunk) out->kind = MEPIC_CHUNK;
+    out->no_cache = !marks.cache;
     return true;
 }
 
@@ -188,6 +278,8 @@ int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_ap
 static bool check_bytes(const mp_prompt_draft *draft, const mp_api *api, mp_api_error *err) {
     uint64_t bytes = 0, most = (uint64_t)api->info->context * BYTES_PER_TOKEN_MAX;
     for (uint32_t i = 0; i < draft->n_segments; i++) bytes += draft->segments[i].len;
+    for (uint32_t i = 0; i < draft->n_tools; i++) bytes += strlen(draft->tools[i]);
+    for (uint32_t i = 0; i < draft->n_calls; i++) bytes += strlen(draft->calls[i].arguments);
     if (bytes <= most) return true;
     return mp_refuse(err, 400, "context_length_exceeded", NULL,
                      "the prompt has %llu bytes; a context of %u tokens is not tried with more than %llu",
@@ -201,7 +293,11 @@ bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_b
     if (!messages) return mp_refuse_memory(err, "a prompt");
     for (uint32_t i = 0; i < draft->n_messages; i++) {
         const struct mp_draft_message *m = &draft->messages[i];
-        messages[i] = (mepic_message){ .role = m->role, .parts = draft->segments + m->first, .n_parts = m->n };
+        messages[i] = (mepic_message){ .role = m->role,
+                                       .parts = draft->segments + m->first,
+                                       .n_parts = m->n,
+                                       .calls = m->n_calls ? draft->calls + m->first_call : NULL,
+                                       .n_calls = m->n_calls };
     }
     const mepic_prompt prompt = {
         .size = sizeof prompt,
@@ -210,6 +306,8 @@ bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_b
         .segments = draft->segments,
         .n_segments = draft->n_segments,
         .no_bos = no_bos,
+        .tools = draft->tools,
+        .n_tools = draft->n_tools,
     };
     mepic_error why;
     mepic_status status = mepic_prepare(api->engine, &prompt, out, &why);

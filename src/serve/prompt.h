@@ -12,8 +12,13 @@ typedef struct mp_prompt_draft {
     struct mp_draft_message {
         const char *role;
         uint32_t first, n;
+        uint32_t first_call, n_calls;
     } *messages;
     uint32_t n_messages, cap_messages;
+    mepic_tool_call *calls;
+    uint32_t n_calls, cap_calls;
+    const char **tools;
+    uint32_t n_tools, cap_tools;
     char **owned; /* texts that were put together */
     uint32_t n_owned, cap_owned;
 } mp_prompt_draft;
@@ -23,7 +28,19 @@ void mp_draft_clear(mp_prompt_draft *draft);
 bool mp_draft_add(mp_prompt_draft *draft, mepic_segment segment);
 /* As mp_draft_add, with texts put together into one TEXT. */
 bool mp_draft_add_text(mp_prompt_draft *draft, const char *before, const char *text, size_t len, const char *after);
-/* Makes a message of the parts added since the last one. `role` is borrowed. */
+/* As mp_draft_add_text, for what a client wrote: with --chunk-separator, what stands between two separators is a chunk.
+ * The separators stay in the prompt, as text. */
+bool mp_draft_add_written(mp_prompt_draft *draft, const mp_api *api, const char *before, const char *text, size_t len,
+                          const char *after);
+/* The result of a tool: with --chunk-tool-results, a long one is a chunk. */
+bool mp_draft_add_result(mp_prompt_draft *draft, const mp_api *api, const char *text, size_t len);
+/* `text`, which is emptied, as a chunk behind `before`; without the newlines at its end. */
+bool mp_draft_add_chunk(mp_prompt_draft *draft, const char *before, mp_buf *text);
+/* A call of the message that is open, a tool of the conversation. What is not borrowed is a text of mp_alloc, which is
+ * taken over, also on failure; it may be NULL, which fails. */
+bool mp_draft_add_call(mp_prompt_draft *draft, const char *borrowed_name, char *arguments);
+bool mp_draft_add_tool(mp_prompt_draft *draft, char *tool);
+/* Makes a message of the parts and calls added since the last one. `role` is borrowed. */
 bool mp_draft_close(mp_prompt_draft *draft, const char *role);
 
 /* Adds `documents` (NULL: none) by the template of serve/documents.h: strings, {title, text}, {id, data}.
@@ -35,6 +52,8 @@ uint32_t mp_documents_count(const json_t *documents);
  * far too long for a context of so many tokens is refused by its bytes, before it is tokenized. */
 bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err);
+/* A part {"type": "text", "text": ..., "mepic": {"chunk": true, "cache": false}} as a segment that borrows from it. */
+bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err);
 /* An array of token ids; free with mp_free. NULL: *err names the item of `path` that is none. */
 int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err);
 bool mp_refuse_memory(mp_api_error *err, const char *what);

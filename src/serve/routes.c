@@ -53,6 +53,8 @@ static const mp_route routes[] = {
     { "GET", "/v1/models", MP_ACCESS_KEY, &mp_openai_chat, handle_models },
     { "POST", "/v1/chat/completions", MP_ACCESS_KEY, &mp_openai_chat, mp_generate },
     { "POST", "/v1/completions", MP_ACCESS_KEY, &mp_openai_completions, mp_generate },
+    { "POST", "/v1/messages", MP_ACCESS_KEY, &mp_anthropic_messages, mp_generate },
+    { "POST", "/v1/messages/count_tokens", MP_ACCESS_KEY, &mp_anthropic_messages, mp_handle_count_tokens },
     { "POST", "/tokenize", MP_ACCESS_KEY, &mp_openai_chat, mp_handle_tokenize },
     { "POST", "/detokenize", MP_ACCESS_KEY, &mp_openai_chat, mp_handle_detokenize },
 };

@@ -27,6 +27,8 @@ typedef struct mp_server_options {
     uint32_t silence_ms;      /* a stream that says nothing for so long gets a comment; 0 = 4000 */
     uint32_t header_ms;       /* from the connection to the end of the first headers; 0 = 10000 */
     uint32_t body_ms;         /* for a body, and a second more for each KiB of it that came; 0 = 30000 */
+    const char *chunk_separator;  /* what stands between two of them in a request's text is a chunk; NULL = off */
+    uint32_t chunk_tool_results;  /* tool results of so many tokens are chunks; 0 = off */
     mp_log log;               /* called on several threads */
 } mp_server_options;
 

@@ -1,6 +1,7 @@
 /* Tokens of text and text of tokens, in two shapes: vLLM's (prompt or messages) and llama.cpp's (content). */
 #include <string.h>
 
+#include "serve/anthropic.h"
 #include "serve/exchange.h"
 #include "serve/json.h"
 #include "serve/openai.h"
@@ -182,4 +183,16 @@ enum MHD_Result mp_handle_detokenize(mp_exchange *x) {
     json_t *root = body ? read_detokenize(&x->server->api, body, &err) : NULL;
     json_decref(body);
     return root ? mp_exchange_answer_json(x, 200, root) : mp_exchange_refuse(x, &err);
+}
+
+/* ---- Anthropic --------------------------------------------------------------------------------------------------- */
+
+enum MHD_Result mp_handle_count_tokens(mp_exchange *x) {
+    mp_api_error err;
+    size_t n = 0;
+    json_t *body = mp_json_parse(x->body.data, x->body.len, &err);
+    bool ok = body && mp_anthropic_count(&x->server->api, body, &n, &err);
+    json_decref(body);
+    if (!ok) return mp_exchange_refuse(x, &err);
+    return mp_exchange_answer_json(x, 200, json_pack("{s:I}", "input_tokens", (json_int_t)n));
 }

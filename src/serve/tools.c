@@ -1,0 +1,320 @@
+#include "serve/tools.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "serve/json.h"
+
+enum { PATH_CAP = 64, NAME_MAX_BYTES = 64, CALL_BYTES_MAX = 8 << 20 };
+
+/* ---- Requests ---------------------------------------------------------------------------------------------------- */
+
+static bool is_blank(char c) {
+    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
+}
+
+/* Names stand unescaped in the prompt. */
+static bool check_name(const json_t *name, const char *path, mp_api_error *err) {
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
+    size_t len = json_is_string(name) ? json_string_length(name) : 0;
+    if (len > 0 && len <= NAME_MAX_BYTES && strspn(json_string_value(name), letters) == len) return true;
+    return mp_refuse(err, 400, "invalid_value", path,
+                     "'%s.name' must be a string of 1 to %d letters, digits, '_', '-' and '.'", path, NAME_MAX_BYTES);
+}
+
+/* As Python's json.dumps writes it: models learned their tools in this form. Free with mp_free. */
+static char *dump(const json_t *value) {
+    mp_buf text = { .limit = CALL_BYTES_MAX };
+    if (!mp_json_dump(value, &text) || !mp_buf_append(&text, "", 1)) mp_buf_clear(&text);
+    return text.data;
+}
+
+static bool check_list(const json_t *tools, mp_api_error *err) {
+    if (!json_is_array(tools)) {
+        return mp_refuse(err, 400, "invalid_type", "tools", "'tools' is %s; it must be an array", mp_json_kind(tools));
+    }
+    if (json_array_size(tools) <= MP_TOOLS_MAX) return true;
+    return mp_refuse(err, 400, "invalid_value", "tools", "'tools' has %zu items; at most %d", json_array_size(tools),
+                     MP_TOOLS_MAX);
+}
+
+static bool check_object(const json_t *value, const char *path, mp_api_error *err) {
+    if (json_is_object(value)) return true;
+    return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be an object", path,
+                     value ? mp_json_kind(value) : "missing");
+}
+
+static bool add_tool(mp_prompt_draft *draft, const json_t *tool, mp_api_error *err) {
+    char *text = dump(tool);
+    return (text && mp_draft_add_tool(draft, text)) || mp_refuse_memory(err, "a tool");
+}
+
+bool mp_tools_read_openai(mp_prompt_draft *draft, const json_t *tools, mp_api_error *err) {
+    if (!tools) return true;
+    if (!check_list(tools, err)) return false;
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        char path[PATH_CAP], inside[PATH_CAP + 16];
+        snprintf(path, sizeof path, "tools[%zu]", i);
+        snprintf(inside, sizeof inside, "%s.function", path);
+        const json_t *tool = json_array_get(tools, i);
+        if (!check_object(tool, path, err)) return false;
+        const json_t *type = json_object_get(tool, "type"), *function = json_object_get(tool, "function");
+        if (!json_is_string(type) || strcmp(json_string_value(type), "function") != 0) {
+            return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"function\"; there are no others here",
+                             path);
+        }
+        if (!check_object(function, inside, err) || !check_name(json_object_get(function, "name"), inside, err)) {
+            return false;
+        }
+        const json_t *parameters = json_object_get(function, "parameters");
+        if (parameters && !json_is_null(parameters) && !json_is_object(parameters)) {
+            return mp_refuse(err, 400, "invalid_type", inside, "'%s.parameters' is %s; it must be an object", inside,
+                             mp_json_kind(parameters));
+        }
+        if (!add_tool(draft, tool, err)) return false;
+    }
+    return true;
+}
+
+bool mp_tools_read_anthropic(mp_prompt_draft *draft, const json_t *tools, mp_api_error *err) {
+    if (!tools) return true;
+    if (!check_list(tools, err)) return false;
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        char path[PATH_CAP];
+        snprintf(path, sizeof path, "tools[%zu]", i);
+        const json_t *tool = json_array_get(tools, i);
+        if (!check_object(tool, path, err)) return false;
+        const json_t *type = json_object_get(tool, "type"), *schema = json_object_get(tool, "input_schema");
+        if (type && !json_is_null(type) && !(json_is_string(type) && strcmp(json_string_value(type), "custom") == 0)) {
+            return mp_refuse(err, 400, "unsupported", path,
+                             "'%s.type' must be \"custom\": this server has no tools of its own", path);
+        }
+        if (!check_name(json_object_get(tool, "name"), path, err)) return false;
+        if (!json_is_object(schema)) {
+            return mp_refuse(err, 400, "invalid_type", path, "'%s.input_schema' is %s; it must be an object", path,
+                             schema ? mp_json_kind(schema) : "missing");
+        }
+        json_t *function = json_pack("{s:O}", "name", json_object_get(tool, "name"));
+        json_t *description = json_object_get(tool, "description");
+        if (json_is_string(description)) json_object_set(function, "description", description);
+        json_object_set(function, "parameters", (json_t *)schema);
+        json_t *as_openai = json_pack("{s:s, s:o}", "type", "function", "function", function);
+        bool ok = as_openai ? add_tool(draft, as_openai, err) : mp_refuse_memory(err, "a tool");
+        json_decref(as_openai);
+        if (!ok) return false;
+    }
+    return true;
+}
+
+/* An object as text, or none, is taken as it is; free with mp_free. NULL: it is something else, or out of memory. */
+static char *copy_arguments(const char *text, size_t len) {
+    while (len > 0 && is_blank(text[0])) text++, len--;
+    while (len > 0 && is_blank(text[len - 1])) len--;
+    if (len == 0) return mp_strndup("{}", 2);
+    mp_api_error ignored;
+    json_t *object = mp_json_parse(text, len, &ignored);
+    json_decref(object);
+    return object ? mp_strndup(text, len) : NULL;
+}
+
+bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t *arguments, const char *path,
+                       mp_api_error *err) {
+    if (!check_name(name, path, err)) return false;
+    char *text = NULL;
+    if (json_is_object(arguments)) text = dump(arguments);
+    if (json_is_string(arguments)) text = copy_arguments(json_string_value(arguments), json_string_length(arguments));
+    if (!text) {
+        return mp_refuse(err, 400, "invalid_value", path, "'%s': a call's arguments must be a JSON object", path);
+    }
+    return mp_draft_add_call(draft, json_string_value(name), text) || mp_refuse_memory(err, "a call");
+}
+
+bool mp_tools_read_choice(const json_t *choice, bool *none, mp_api_error *err) {
+    *none = false;
+    const json_t *type = json_is_object(choice) ? json_object_get(choice, "type") : choice;
+    const char *word = json_is_string(type) ? json_string_value(type) : "";
+    *none = strcmp(word, "none") == 0;
+    if (!choice || *none || strcmp(word, "auto") == 0) return true;
+    static const char *const forcing[] = { "required", "any", "tool", "function", "allowed_tools" };
+    for (size_t i = 0; i < sizeof forcing / sizeof *forcing; i++) {
+        if (strcmp(word, forcing[i]) != 0) continue;
+        return mp_refuse(err, 400, "unsupported", "tool_choice",
+                         "'tool_choice' that forces a call is not supported; replies cannot be held to a grammar or "
+                         "schema here: ask for auto or none");
+    }
+    return mp_refuse(err, 400, "invalid_value", "tool_choice", "'tool_choice' must be auto or none");
+}
+
+/* ---- Marks ------------------------------------------------------------------------------------------------------- */
+
+/* {"name": ..., "arguments": {...}} between two marks. */
+struct mp_tool_marks {
+    const char *format, *opening, *closing;
+};
+
+static const struct mp_tool_marks known_marks[] = { { "hermes", "<tool_call>", "</tool_call>" } };
+
+static const struct mp_tool_marks *find_marks(const char *format) {
+    for (size_t i = 0; i < sizeof known_marks / sizeof *known_marks; i++) {
+        if (strcmp(known_marks[i].format, format) == 0) return &known_marks[i];
+    }
+    return NULL;
+}
+
+bool mp_tools_one_call(const mp_api *api, mp_generation *g, mp_api_error *err) {
+    const struct mp_tool_marks *marks = find_marks(api->info->tool_format);
+    if (!marks) return true;
+    if (g->request.n_stop == MP_STOPS_MAX) {
+        return mp_refuse(err, 400, "invalid_value", "stop",
+                         "one call at most takes a stop string of its own, so give at most %d others",
+                         MP_STOPS_MAX - 1);
+    }
+    char *stop = mp_strndup(marks->closing, strlen(marks->closing));
+    if (!stop) return mp_refuse_memory(err, "a stop string");
+    g->stops[g->request.n_stop++] = stop;
+    return true;
+}
+
+uint64_t mp_tools_call_number(uint64_t request, uint32_t choice, uint32_t call) {
+    const uint64_t parts[] = { request, choice, call };
+    return mp_hash64(0, parts, sizeof parts);
+}
+
+/* ---- Replies ----------------------------------------------------------------------------------------------------- */
+
+void mp_reply_parser_init(mp_reply_parser *p, const char *format) {
+    *p = (mp_reply_parser){ .marks = find_marks(format), .held = { .limit = CALL_BYTES_MAX } };
+}
+
+void mp_reply_parser_clear(mp_reply_parser *p) {
+    mp_buf_clear(&p->held);
+}
+
+static void drop_front(mp_buf *buf, size_t n) {
+    memmove(buf->data, buf->data + n, buf->len - n);
+    buf->len -= n;
+}
+
+static size_t find_mark(const mp_buf *buf, size_t from, const char *mark) {
+    size_t len = strlen(mark);
+    for (size_t i = from; i + len <= buf->len; i++) {
+        if (memcmp(buf->data + i, mark, len) == 0) return i;
+    }
+    return buf->len;
+}
+
+/* Where the end begins that may turn out to stand in front of a call: blanks, and the beginning of a mark. */
+static size_t find_undecided(const mp_buf *buf, const char *mark) {
+    size_t at = buf->len, len = strlen(mark);
+    for (size_t n = len - 1 < buf->len ? len - 1 : buf->len; n > 0 && at == buf->len; n--) {
+        if (memcmp(buf->data + buf->len - n, mark, n) == 0) at = buf->len - n;
+    }
+    while (at > 0 && is_blank(buf->data[at - 1])) at--;
+    return at;
+}
+
+/* The end of the string that begins at text[i], behind its quote. */
+static size_t skip_string(const char *text, size_t i) {
+    for (i++; text[i] != '"'; i++) i += text[i] == '\\';
+    return i + 1;
+}
+
+/* The value of "arguments" as it is written in an object that was found to be JSON and to have it, spelled plainly. */
+static char *slice_arguments(const char *text, size_t len) {
+    static const char key[] = "\"arguments\"";
+    size_t depth = 0, from = 0;
+    for (size_t i = 0; i < len;) {
+        char c = text[i];
+        bool ends = depth == 1 && (c == ',' || c == '}');
+        if (from > 0 && ends) return copy_arguments(text + from, i - from);
+        depth += c == '{' || c == '[';
+        depth -= c == '}' || c == ']';
+        size_t next = c == '"' ? skip_string(text, i) : i + 1;
+        bool is_key = depth == 1 && from == 0 && next - i == sizeof key - 1 && memcmp(text + i, key, next - i) == 0;
+        if (is_key) {
+            while (is_blank(text[next])) next++;
+            if (text[next] == ':') from = ++next;
+        }
+        i = next;
+    }
+    return NULL;
+}
+
+/* The call in `text`, with its arguments as they are written; NULL: it is none. Some templates show models doubled
+ * braces, {{"name": ...}}. */
+static json_t *read_call(const char *text, size_t len, char **arguments) {
+    while (len > 0 && is_blank(text[0])) text++, len--;
+    while (len > 0 && is_blank(text[len - 1])) len--;
+    mp_api_error ignored;
+    json_t *root = len > 0 ? mp_json_parse(text, len, &ignored) : NULL;
+    if (!root && len > 4 && memcmp(text, "{{", 2) == 0 && memcmp(text + len - 2, "}}", 2) == 0) {
+        text++, len -= 2;
+        root = mp_json_parse(text, len, &ignored);
+    }
+    const json_t *name = json_object_get(root, "name"), *given = json_object_get(root, "arguments");
+    bool is_call = check_name(name, "", &ignored) && (!given || json_is_object(given));
+    if (is_call) *arguments = given ? slice_arguments(text, len) : mp_strndup("{}", 2);
+    if (is_call && *arguments) return root;
+    json_decref(root);
+    return NULL;
+}
+
+/* The call held up to `end`, which the text up to `next` closes. What is none is text, marks and all. */
+static bool end_call(mp_reply_parser *p, size_t end, size_t next, const mp_reply_sink *sink) {
+    size_t begin = find_mark(&p->held, 0, p->marks->opening) + strlen(p->marks->opening);
+    char *arguments;
+    json_t *call = read_call(p->held.data + begin, end - begin, &arguments);
+    bool ok;
+    if (call) {
+        ok = sink->call(sink->user, p->n_calls++, json_string_value(json_object_get(call, "name")), arguments);
+        mp_free(arguments);
+        json_decref(call);
+    } else {
+        ok = sink->text(sink->user, p->held.data, next);
+    }
+    p->in_call = false;
+    p->scanned = 0;
+    drop_front(&p->held, next);
+    return ok;
+}
+
+/* Does one thing with what is held; *again: there may be more to do. */
+static bool advance(mp_reply_parser *p, const mp_reply_sink *sink, bool *again) {
+    mp_buf *held = &p->held;
+    *again = false;
+    if (p->in_call) {
+        size_t len = strlen(p->marks->closing), end = find_mark(held, p->scanned, p->marks->closing);
+        p->scanned = held->len >= len ? held->len - len + 1 : 0;
+        *again = end < held->len;
+        return !*again || end_call(p, end, end + len, sink);
+    }
+    size_t at = find_mark(held, 0, p->marks->opening);
+    p->in_call = *again = at < held->len;
+    if (!p->in_call) at = find_undecided(held, p->marks->opening);
+    while (p->in_call && at > 0 && is_blank(held->data[at - 1])) at--; // they belong to the call
+    if (at == 0) return true;
+    bool ok = sink->text(sink->user, held->data, at);
+    drop_front(held, at);
+    return ok;
+}
+
+bool mp_reply_parser_push(mp_reply_parser *p, const char *text, size_t len, const mp_reply_sink *sink) {
+    if (len == 0) return true;
+    if (!p->marks) return sink->text(sink->user, text, len);
+    bool again = true, ok = mp_buf_append(&p->held, text, len);
+    while (ok && again) ok = advance(p, sink, &again);
+    return ok;
+}
+
+bool mp_reply_parser_end(mp_reply_parser *p, const mp_reply_sink *sink) {
+    size_t len = p->held.len;
+    if (len == 0) return true;
+    if (p->in_call) return end_call(p, len, len, sink);
+    /* Blanks between calls and behind the last are no text. */
+    bool blank = p->n_calls > 0;
+    for (size_t i = 0; blank && i < len; i++) blank = is_blank(p->held.data[i]);
+    bool ok = blank || sink->text(sink->user, p->held.data, len);
+    drop_front(&p->held, len);
+    return ok;
+}

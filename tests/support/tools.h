@@ -1,0 +1,27 @@
+/* A tiny model whose chat template has tools, for the tests of what the server does with them. */
+#ifndef MEPIC_TESTS_SUPPORT_TOOLS_H
+#define MEPIC_TESTS_SUPPORT_TOOLS_H
+
+#include "support/replies.h"
+#include "support/tiny.h"
+
+/* ChatML; "T:" and a tool a line, then "E". */
+static const char tools_template[] =
+    "{{ '<|im_start|>' + role }}{{ \"\\n\\nT:\\n<tools>\" }}{{ tool | tojson }}"
+    "{{ \"\\n</tools>\\nE <tool_call>\\\"name\\\" \\\"arguments\\\"</tool_call><|im_end|>\\n\" }}<tool_response>";
+
+static inline mepic_engine_options tools_options(void) {
+    static const char *path;
+    if (!path) {
+        mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
+        spec.chat_template = tools_template;
+        path = tiny_model_write(&spec);
+    }
+    mepic_engine_options options = tiny_options();
+    options.model_path = path;
+    options.context = 2048;
+    options.pages = 1024;
+    return options;
+}
+
+#endif
