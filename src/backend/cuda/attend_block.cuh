@@ -154,44 +154,76 @@ typedef struct mp_queries {
     int32_t base;
 } mp_queries;
 
-/* Rows [first, first + n) of the block's matrix, turned by position - base, to shared memory; 8 rows lie as 8 keys do
- * (mp_kv_offset). */
+/* Columns [column, column + 8) and their partners n further on, of all heads of a row. Four heads' loads are under way
+ * together, before the angles. */
 template <int D>
-static __device__ void mp_turn_queries(const mp_cu_rope *rope, const mp_queries *s, uint8_t *out, uint32_t thread,
-                                       uint32_t n_threads) {
-    uint32_t begin = s->first / s->group, end = (s->first + s->n + s->group - 1) / s->group;
-    bool paired = rope->halves && rope->n_pairs % 8 == 0;
-    uint32_t n = rope->n_pairs, units = paired ? (D - n) / 8 : D / 8;
-    for (uint32_t task = thread; task < (end - begin) * units; task += n_threads) {
-        uint32_t row = begin + task / units, column = task % units * 8;
-        int32_t delta = s->rows[row].position - s->base;
-        bool turn = paired && column < n; /* with the column n further on */
-        if (paired && !turn) column += n; /* not turned */
-        float2 cs[8];
-        if (turn) {
+static __device__ __forceinline__ void mp_turn_pairs(const mp_cu_rope *rope, const mp_queries *s, uint8_t *out,
+                                                     uint32_t row, uint32_t column) {
+    const uint32_t n = rope->n_pairs;
+    const __nv_bfloat16 *q = s->q + (size_t)row * s->stride + column;
+    const int32_t delta = s->rows[row].position - s->base;
+    float2 cs[8];
+    for (uint32_t head = 0; head < s->group; head += 2) {
+        uint4 x[2], y[2];
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            if (head + i >= s->group) break;
+            x[i] = *(const uint4 *)(q + (head + i) * D);
+            y[i] = *(const uint4 *)(q + (head + i) * D + n);
+        }
+        if (head == 0) {
 #pragma unroll
             for (uint32_t i = 0; i < 8; i++) cs[i] = mp_turn(rope->turns[column + i], delta, rope->magnitude);
         }
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t m = row * s->group + head + i - s->first;
+            if (head + i >= s->group) break;
+            if (m >= s->n) continue; /* also below first */
+            float a[8], b[8];
+            mp_unpack8(x[i], a);
+            mp_unpack8(y[i], b);
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                float2 t = mp_turned(a[k], b[k], cs[k]);
+                a[k] = t.x;
+                b[k] = t.y;
+            }
+            uint8_t *to = out + m / 8 * (16 * D);
+            *(uint4 *)(to + mp_kv_offset(D, m % 8, column)) = mp_pack8(a);
+            *(uint4 *)(to + mp_kv_offset(D, m % 8, column + n)) = mp_pack8(b);
+        }
+    }
+}
+
+/* Rows [first, first + n) of the block's matrix, turned by position - base, to shared memory; 8 rows lie as 8 keys do
+ * (mp_kv_offset). */
+template <int D>
+static __device__ __forceinline__ void mp_turn_queries(const mp_cu_rope *rope, const mp_queries *s, uint8_t *out,
+                                                       uint32_t thread, uint32_t n_threads) {
+    const uint32_t begin = s->first / s->group, end = (s->first + s->n + s->group - 1) / s->group, n = rope->n_pairs;
+    const bool paired = rope->halves && n % 8 == 0;
+    const uint32_t units = paired ? (D - n) / 8 : D / 8;
+    for (uint32_t task = thread; task < (end - begin) * units; task += n_threads) {
+        uint32_t row = begin + task / units, column = task % units * 8;
+        if (paired && column < n) {
+            mp_turn_pairs<D>(rope, s, out, row, column);
+            continue;
+        }
+        if (paired) column += n; /* behind all pairs */
         for (uint32_t head = 0; head < s->group; head++) {
             uint32_t m = row * s->group + head - s->first;
             if (m >= s->n) continue; /* also below first */
             const __nv_bfloat16 *q = s->q + (size_t)row * s->stride + head * D;
-            uint8_t *to = out + m / 8 * (16 * D);
-            float x[8], y[8];
-            if (turn) {
-                mp_unpack8(*(const uint4 *)(q + column), x);
-                mp_unpack8(*(const uint4 *)(q + column + n), y);
+            float x[8];
+#pragma unroll 1
+            for (uint32_t i = 0; i < 8; i++) {
+                float y = mp_turn_column(rope, q, column + i, s->rows[row].position - s->base);
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    float2 t = mp_turned(x[i], y[i], cs[i]);
-                    x[i] = t.x;
-                    y[i] = t.y;
-                }
-                *(uint4 *)(to + mp_kv_offset(D, m % 8, column + n)) = mp_pack8(y);
-            } else {
-                for (uint32_t i = 0; i < 8; i++) x[i] = mp_turn_column(rope, q, column + i, delta);
+                for (uint32_t k = 0; k < 8; k++)
+                    x[k] = k == i ? y : x[k]; /* no indexed array: it would lie in memory */
             }
-            *(uint4 *)(to + mp_kv_offset(D, m % 8, column)) = mp_pack8(x);
+            *(uint4 *)(out + m / 8 * (16 * D) + mp_kv_offset(D, m % 8, column)) = mp_pack8(x);
         }
     }
 }

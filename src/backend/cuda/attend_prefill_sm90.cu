@@ -4,11 +4,15 @@
  *   warps 0..7    two warpgroups of consumers, 64 rows of the block's matrix each: queries and the state of the cell in
  *                 registers, the running state in shared memory
  *   warp 8        the producer: takes units, walks their stages, fills the ring, notes with each stage what it is
- *   warps 9..11   turn queries: those of the next base while the consumers are at the one before
+ *   warps 9..11   bring queries: those of the next base while the consumers are at the one before
  *
  * A consumer issues the scores of a stage and the values of the one before together: the tensor cores have work while
  * it takes exponentials. What ends a cell is done when the first stage of the next cell is met, of the same unit or of
- * another: there is no gap between units. */
+ * another: there is no gap between units. Queries are turned by the consumers, in registers, where all dimensions turn;
+ * else by warps 9..11.
+ *
+ * Between two products the compiler (13.0) must see every wait in the iteration that issued what is waited for, and no
+ * branch that touches an accumulator; else it waits after each product (warnings C7514, C7518). */
 #include "backend/cuda/attend_block.cuh"
 
 #define CONSUMERS 256
@@ -23,14 +27,16 @@ typedef struct note {
     int32_t edge;
     uint32_t flags;
     uint32_t first_row, n_rows, head; /* of the unit */
+    int32_t base;
 } note;
 
-typedef struct job { /* of the turners */
+typedef struct ticket { /* a unit, for the turners */
     mp_cu_block block;
     uint32_t head;
-    int32_t base;
     bool end;
-} job;
+} ticket;
+
+#define TICKETS 4
 
 template <int D> struct shape {
     static constexpr int HALF = 16 * D; /* bytes of K, or of V, in a group of 8 keys */
@@ -44,9 +50,11 @@ template <int D> struct shared {
     uint8_t queries[MP_BLOCK_ROWS * 2 * D];
     float4 o[2][D / 8][128]; /* the running state: [warpgroup][8 columns][thread] */
     note notes[shape<D>::RING];
-    job jobs[shape<D>::RING];    /* each belongs to a stage of the ring, so there are never more */
-    int2 rows[2][MP_BLOCK_ROWS]; /* position and index + 1 of the rows of the matrix; of this job and the next */
-    uint64_t full[shape<D>::RING], empty[shape<D>::RING], posted[shape<D>::RING];
+    ticket tickets[TICKETS];
+    int2 rows[2][MP_BLOCK_ROWS]; /* position and index + 1 of the matrix's rows; of this unit and the next */
+    uint64_t turns[D / 2];
+    uint8_t ones[128]; /* bf16 */
+    uint64_t full[shape<D>::RING], empty[shape<D>::RING], posted[TICKETS], read[TICKETS];
     uint64_t turned, loaded; /* queries are in shared memory; are in registers */
 };
 
@@ -70,12 +78,7 @@ static __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t byte
 
 static __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t phase) {
     uint32_t done = 0;
-#ifdef MP_CU_GUARD
-    for (uint32_t i = 0; !done; i++) {
-        if (i > 1u << 24) __trap();
-#else
     while (!done) {
-#endif
         asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
                      : "=r"(done)
                      : "r"(address(b)), "r"(phase)
@@ -158,13 +161,27 @@ static __device__ __forceinline__ void issue_scores(float s[32], const uint32_t 
     product_commit();
 }
 
+/* c [64, 8] += a [64, 16] b [16, 8]: sums of weights, b being ones. */
+static __device__ __forceinline__ void product_ones(float c[4], const uint32_t a[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, 0;"
+        "\n}"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/* o += p v and l += sums of p; add: else o = p v. */
 template <int D>
-static __device__ __forceinline__ void issue_values(float (&o)[D / 2], const uint32_t p[4][4], const uint8_t *stage,
-                                                    int add) {
+static __device__ __forceinline__ void issue_values(float (&o)[D / 2], float l[4], const uint32_t p[4][4],
+                                                    const uint8_t *stage, const uint8_t *ones, int add) {
     uint64_t values = operand(address(stage) + shape<D>::HALF, 1024, shape<D>::GROUP);
+    uint64_t columns = (uint64_t)(address(ones) >> 4 & 0x3fff); /* not swizzled; both halves of K are the same bytes */
     product_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++) product_values(o, p[k], values + k * (2 * shape<D>::GROUP / 16), k > 0 ? 1 : add);
+#pragma unroll
+    for (int k = 0; k < 4; k++) product_ones(l, p[k], columns);
     product_commit();
 }
 
@@ -182,12 +199,6 @@ static __device__ __forceinline__ void advance(cursor *c, uint32_t n) {
     }
 }
 
-template <int D> static __device__ __forceinline__ void post(shared<D> *sh, cursor *at, const job *j) {
-    sh->jobs[at->slot] = *j;
-    barrier_arrive(&sh->posted[at->slot]);
-    advance(at, shape<D>::RING);
-}
-
 /* Rows that see nothing at all: zeros. */
 static __device__ void write_nothing(const mp_cu_attend *a, const mp_cu_block *b, uint32_t head, uint32_t lane) {
     uint32_t width = a->n_heads / a->n_kv_heads * a->head_dim;
@@ -200,7 +211,7 @@ static __device__ void write_nothing(const mp_cu_attend *a, const mp_cu_block *b
 /* One unit's stages into the ring. piece: tokens that lie together in a page and in a stage. */
 template <int D>
 static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const mp_cu_block *b, uint32_t head,
-                                    uint32_t piece, cursor *at, cursor *jobs) {
+                                    uint32_t piece, cursor *at) {
     const uint32_t lane = threadIdx.x & 31;
     const uint8_t *slab = a->slab + a->layer_offset + head * a->block_bytes;
     mp_walk w;
@@ -223,12 +234,8 @@ static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const 
         if (lane == 0) {
             uint32_t flags = (w.stage.shared ? SHARED : 0) | (w.stage.whole ? WHOLE : 0) |
                              (w.stage.new_cell ? NEW_CELL : 0) | (turn ? NEW_QUERIES : 0) | (first ? NEW_UNIT : 0);
-            note n = { w.stage.seen, w.stage.edge, flags, b->first_row, b->n_rows, head };
+            note n = { w.stage.seen, w.stage.edge, flags, b->first_row, b->n_rows, head, base };
             sh->notes[at->slot] = n;
-            if (turn) {
-                job j = { *b, head, base, false };
-                post(sh, jobs, &j);
-            }
             barrier_expect(&sh->full[at->slot], n_pieces * bytes);
         }
         __syncwarp();
@@ -238,48 +245,94 @@ static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const 
     if (first) write_nothing(a, b, head, lane);
 }
 
-template <int D> static __device__ __forceinline__ void produce(const mp_cu_attend *a, shared<D> *sh, uint32_t piece) {
+/* The next unit: taken, and told to the turners. */
+template <int D> static __device__ __forceinline__ ticket take(const mp_cu_attend *a, shared<D> *sh, cursor *at) {
     const uint32_t lane = threadIdx.x & 31, n_units = a->work.counts->n_blocks * a->n_kv_heads;
-    cursor at = { 0, 0 }, jobs = { 0, 0 };
-    for (;;) {
-        uint32_t unit = lane == 0 ? mp_take_unit(a->work.counts, n_units, gridDim.x) : 0;
-        unit = __shfl_sync(~0u, unit, 0);
-        if (unit >= n_units) break;
-        mp_cu_block b = a->work.blocks[unit / a->n_kv_heads];
-        produce_unit<D>(a, sh, &b, unit % a->n_kv_heads, piece, &at, &jobs);
+    uint32_t unit = lane == 0 ? mp_take_unit(a->work.counts, n_units, gridDim.x) : 0;
+    unit = __shfl_sync(~0u, unit, 0);
+    ticket t = { { 0, 0, 0, 0 }, unit % a->n_kv_heads, unit >= n_units };
+    if (!t.end) t.block = a->work.blocks[unit / a->n_kv_heads];
+    barrier_wait(&sh->read[at->slot], at->phase ^ 1);
+    if (lane == 0) {
+        sh->tickets[at->slot] = t;
+        barrier_arrive(&sh->posted[at->slot]);
+    }
+    advance(at, TICKETS);
+    return t;
+}
+
+template <int D> static __device__ __forceinline__ void produce(const mp_cu_attend *a, shared<D> *sh, uint32_t piece) {
+    cursor at = { 0, 0 }, tickets = { 0, 0 };
+    ticket next = take(a, sh, &tickets);
+    while (!next.end) {
+        ticket now = next;
+        next = take(a, sh, &tickets); /* the turners look ahead */
+        produce_unit<D>(a, sh, &now.block, now.head, piece, &at);
     }
     barrier_wait(&sh->empty[at.slot], at.phase ^ 1);
-    if (lane == 0) {
+    if ((threadIdx.x & 31) == 0) {
         sh->notes[at.slot].flags = END;
-        job j = { { 0, 0, 0, 0 }, 0, 0, true };
-        post(sh, &jobs, &j);
         barrier_arrive(&sh->full[at.slot]);
     }
 }
 
 /* ---- Turners ----------------------------------------------------------------------------------------------------- */
 
-template <int D> static __device__ __forceinline__ void turn(const mp_cu_attend *a, shared<D> *sh, uint32_t thread) {
+/* Rows of the matrix as they are, to where mp_turn_queries would put them. */
+template <int D>
+static __device__ __forceinline__ void copy_queries(const mp_queries *s, uint8_t *out, uint32_t thread) {
+    for (uint32_t i = thread; i < s->n * (D / 8); i += TURNERS) {
+        uint32_t m = i / (D / 8), column = i % (D / 8) * 8, row = m / s->group;
+        const __nv_bfloat16 *q = s->q + (size_t)row * s->stride + (m - row * s->group) * D + column;
+        uint32_t to = address(out) + m / 8 * shape<D>::HALF + mp_kv_offset(D, m % 8, column);
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(q) : "memory");
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/* Queries of one unit, for base after base, each as soon as the consumers have those before in registers. */
+template <int D, bool WHOLE_ROPE>
+static __device__ __forceinline__ bool turn_unit(const mp_cu_attend *a, shared<D> *sh, const ticket *t, uint32_t thread,
+                                                 uint32_t *n_jobs, uint32_t n_unit) {
     const uint32_t group = a->n_heads / a->n_kv_heads;
-    cursor at = { 0, 0 };
-    for (uint32_t n = 0;; n++, advance(&at, shape<D>::RING)) {
-        barrier_wait(&sh->posted[at.slot], at.phase);
-        job j = sh->jobs[at.slot];
-        if (j.end) return;
-        mp_queries q = { a->work.rows + j.block.first_row,
-                         (const __nv_bfloat16 *)a->q + ((size_t)j.block.first_row * a->n_heads + j.head * group) * D,
-                         a->n_heads * D,
-                         group,
-                         0,
-                         j.block.n_rows * group,
-                         j.base };
+    const __nv_bfloat16 *first = (const __nv_bfloat16 *)a->q;
+    first += ((size_t)t->block.first_row * a->n_heads + t->head * group) * D;
+    mp_queries q = { a->work.rows + t->block.first_row, first, a->n_heads * D, group, 0, t->block.n_rows * group, 0 };
+    mp_walk w;
+    mp_walk_begin(&w, &a->work, &t->block);
+    bool begun = false;
+    for (; mp_walk_next(&w, &a->work, a->page_size); w.key = w.stop) { /* one stage of each cell */
+        if (begun && w.stage.base == q.base) continue;
+        q.base = w.stage.base;
+        uint32_t n = (*n_jobs)++;
         barrier_wait(&sh->loaded, (n & 1) ^ 1);
-        for (uint32_t i = thread; i < q.n; i += TURNERS) {
-            const mp_cu_row *r = &q.rows[i / group];
-            sh->rows[n & 1][i] = make_int2(r->position, (int32_t)r->index + 1);
+        if (!begun) {
+            for (uint32_t i = thread; i < q.n; i += TURNERS) {
+                const mp_cu_row *r = &q.rows[i / group];
+                sh->rows[n_unit & 1][i] = make_int2(r->position, (int32_t)r->index + 1);
+            }
         }
-        mp_turn_queries<D>(&a->rope, &q, sh->queries, thread, TURNERS);
+        begun = true;
+        if (WHOLE_ROPE) {
+            copy_queries<D>(&q, sh->queries, thread);
+        } else {
+            mp_turn_queries<D>(&a->rope, &q, sh->queries, thread, TURNERS);
+        }
         barrier_arrive(&sh->turned);
+    }
+    return begun;
+}
+
+template <int D, bool WHOLE_ROPE>
+static __device__ __forceinline__ void turn(const mp_cu_attend *a, shared<D> *sh, uint32_t thread) {
+    uint32_t n_jobs = 0, n_units = 0;
+    for (cursor at = { 0, 0 };; advance(&at, TICKETS)) {
+        barrier_wait(&sh->posted[at.slot], at.phase);
+        ticket t = sh->tickets[at.slot];
+        barrier_arrive(&sh->read[at.slot]);
+        if (t.end) return;
+        n_units +=
+            turn_unit<D, WHOLE_ROPE>(a, sh, &t, thread, &n_jobs, n_units); /* those that see nothing have no stages */
     }
 }
 
@@ -288,7 +341,6 @@ template <int D> static __device__ __forceinline__ void turn(const mp_cu_attend 
 /* The state of a cell: lane l of a warp has rows l / 4 and l / 4 + 8, columns l % 4 * 2 + {0, 1} of every 8. */
 typedef struct state {
     float top[2], m[2];
-    float l[4]; /* [0] and [2]; the others are the same sums */
 } state;
 
 static __device__ __forceinline__ uint32_t pack(float x, float y) {
@@ -308,6 +360,41 @@ template <int D> static __device__ __forceinline__ void load_queries(uint32_t q[
     }
 }
 
+static __device__ __forceinline__ float2 unpack(uint32_t bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+/* Queries in registers, turned; delta: of the lane's two rows. */
+template <int D>
+static __device__ __forceinline__ void turn_registers(uint32_t q[D / 16][4], const mp_cu_rope *rope,
+                                                      const uint64_t *turns, const int32_t delta[2]) {
+    const uint32_t lane = threadIdx.x & 3;
+    if (rope->halves) {
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) { /* row i % 2, the columns of k, or 8 further on */
+                const uint64_t *t = turns + 16 * k + 2 * lane + i / 2 * 8;
+                float2 x = unpack(q[k][i]), y = unpack(q[k + D / 32][i]);
+                float2 a = mp_turned(x.x, y.x, mp_turn(t[0], delta[i & 1], rope->magnitude));
+                float2 b = mp_turned(x.y, y.y, mp_turn(t[1], delta[i & 1], rope->magnitude));
+                q[k][i] = pack(a.x, b.x);
+                q[k + D / 32][i] = pack(a.y, b.y);
+            }
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float2 x = unpack(q[k][i]);
+                x = mp_turned(x.x, x.y, mp_turn(turns[8 * k + lane + i / 2 * 4], delta[i & 1], rope->magnitude));
+                q[k][i] = pack(x.x, x.y);
+            }
+        }
+    }
+}
+
 /* Hides what a row does not see. */
 static __device__ __forceinline__ void hide(float s[32], uint64_t seen, const int32_t limit[2]) {
 #pragma unroll
@@ -321,6 +408,11 @@ static __device__ __forceinline__ void hide(float s[32], uint64_t seen, const in
             }
         }
     }
+}
+
+static __device__ __forceinline__ state fresh() {
+    state t = { { -CUDART_INF_F, -CUDART_INF_F }, { 0.0f, 0.0f } };
+    return t;
 }
 
 /* Scores to weights, in place; f: what the state of before is to be scaled by. */
@@ -341,23 +433,17 @@ static __device__ __forceinline__ void weigh(float s[32], state *t, float c, flo
             s[4 * n + 2 * h] = mp_weight(s[4 * n + 2 * h], c, m);
             s[4 * n + 2 * h + 1] = mp_weight(s[4 * n + 2 * h + 1], c, m);
         }
-        t->l[2 * h] = __fmul_rn(t->l[2 * h], f[h]);
-        t->l[2 * h + 1] = __fmul_rn(t->l[2 * h + 1], f[h]);
     }
 }
 
-/* Weights as an operand, and their sums. */
-static __device__ __forceinline__ void add_weights(const float s[32], uint32_t p[4][4], state *t) {
+static __device__ __forceinline__ void take_weights(const float s[32], uint32_t p[4][4]) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
+    for (int i = 0; i < 16; i++) p[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
+}
+
+template <int D> static __device__ __forceinline__ void rescale(float o[D / 2], const float f[2]) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) p[k][i] = pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %8}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(t->l[0]), "+f"(t->l[1]), "+f"(t->l[2]), "+f"(t->l[3])
-            : "r"(p[k][0]), "r"(p[k][1]), "r"(p[k][2]), "r"(p[k][3]), "r"(0x3f803f80u));
-    }
+    for (int i = 0; i < D / 2; i++) o[i] = __fmul_rn(o[i], f[i / 2 % 2]);
 }
 
 /* mp_partial of two columns. */
@@ -375,42 +461,51 @@ typedef struct unit {
 
 /* The cell's state, rounded as a stored one is, into the running state; behind a unit's last cell, out. */
 template <int D>
-static __device__ __forceinline__ void fold(const mp_cu_attend *a, shared<D> *sh, unit *u, const state *t,
-                                            const float o[D / 2], bool last) {
-    const uint32_t lane = threadIdx.x & 31, group = a->n_heads / a->n_kv_heads;
+static __device__ __forceinline__ void fold(const mp_cu_attend *a, shared<D> *sh, unit *u, const float m[2],
+                                            const float sums[4], float o[D / 2], bool last) {
     float4 *run = &sh->o[threadIdx.x / 128][0][threadIdx.x % 128];
-    float keep[2], add[2], inverse[2], final[2];
-    mp_bf16 *out[2];
+    float keep[2], add[2], inverse[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float l = t->l[2 * h];
+        float l = sums[2 * h];
         keep[h] = 1.0f;
         add[h] = inverse[h] = 0.0f;
         if (l > 0.0f) {
-            mp_fold(&u->run[h], t->m[h], l, &keep[h], &add[h]);
+            mp_fold(&u->run[h], m[h], l, &keep[h], &add[h]);
             inverse[h] = mp_inverse(l);
         }
-        final[h] = u->run[h].l > 0.0f ? mp_inverse(u->run[h].l) : 0.0f;
-        uint32_t i = threadIdx.x / 32 * 16 + lane / 4 + 8 * h, row = i / group, head = u->head * group + i % group;
-        out[h] =
-            row < u->n_rows ? a->out + ((size_t)(u->first_row + row) * a->n_heads + head) * D + (lane & 3) * 2 : NULL;
     }
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
-        float4 r = u->begun ? run[n * 128] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        float4 r = run[n * 128]; /* anything when nothing was folded yet */
         float2 x = partial(o[4 * n], o[4 * n + 1], inverse[0]), y = partial(o[4 * n + 2], o[4 * n + 3], inverse[1]);
-        r.x = mp_fold_o(r.x, keep[0], x.x, add[0]);
-        r.y = mp_fold_o(r.y, keep[0], x.y, add[0]);
-        r.z = mp_fold_o(r.z, keep[1], y.x, add[1]);
-        r.w = mp_fold_o(r.w, keep[1], y.y, add[1]);
-        if (!last) {
-            run[n * 128] = r;
-        } else {
-            if (out[0]) *(uint32_t *)(out[0] + 8 * n) = pack(__fmul_rn(r.x, final[0]), __fmul_rn(r.y, final[0]));
-            if (out[1]) *(uint32_t *)(out[1] + 8 * n) = pack(__fmul_rn(r.z, final[1]), __fmul_rn(r.w, final[1]));
-        }
+        o[4 * n] = mp_fold_o(u->begun ? r.x : 0.0f, keep[0], x.x, add[0]);
+        o[4 * n + 1] = mp_fold_o(u->begun ? r.y : 0.0f, keep[0], x.y, add[0]);
+        o[4 * n + 2] = mp_fold_o(u->begun ? r.z : 0.0f, keep[1], y.x, add[1]);
+        o[4 * n + 3] = mp_fold_o(u->begun ? r.w : 0.0f, keep[1], y.y, add[1]);
     }
     u->begun = true;
+    if (!last) {
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            run[n * 128] = make_float4(o[4 * n], o[4 * n + 1], o[4 * n + 2], o[4 * n + 3]);
+        }
+        return;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const uint32_t group = a->n_heads / a->n_kv_heads;
+        uint32_t i = threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4 + 8 * h, row = i / group;
+        if (row >= u->n_rows) continue;
+        float final = u->run[h].l > 0.0f ? mp_inverse(u->run[h].l) : 0.0f;
+        mp_bf16 *out = a->out + ((size_t)(u->first_row + row) * a->n_heads + u->head * group + i % group) * D +
+                       (threadIdx.x & 3) * 2;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            *(uint32_t *)(out + 8 * n) =
+                pack(__fmul_rn(o[4 * n + 2 * h], final), __fmul_rn(o[4 * n + 2 * h + 1], final));
+        }
+    }
 }
 
 static __device__ __forceinline__ void begin_unit(unit *u, const note *n) {
@@ -422,93 +517,112 @@ static __device__ __forceinline__ void begin_unit(unit *u, const note *n) {
 }
 
 /* Waits for a stage, and for its queries if they are new. */
-template <int D>
-static __device__ __forceinline__ uint32_t meet(shared<D> *sh, const cursor *at, uint32_t q[D / 16][4],
-                                                uint32_t *n_jobs) {
+template <int D, bool WHOLE_ROPE>
+static __device__ __forceinline__ uint32_t meet(const mp_cu_attend *a, shared<D> *sh, const cursor *at,
+                                                uint32_t q[D / 16][4], uint32_t *n_jobs, uint32_t *n_units) {
     barrier_wait(&sh->full[at->slot], at->phase);
-    uint32_t flags = sh->notes[at->slot].flags;
-    if (flags & NEW_QUERIES) {
-        barrier_wait(&sh->turned, *n_jobs & 1);
+    const note *now = &sh->notes[at->slot];
+    uint32_t flags = now->flags;
+    if (flags & NEW_UNIT) ++*n_units;
+    if (__builtin_expect(flags & NEW_QUERIES, 0)) {
+        barrier_wait(&sh->turned, (*n_jobs)++ & 1);
         load_queries<D>(q, sh->queries);
         if ((threadIdx.x & 31) == 0) barrier_arrive(&sh->loaded);
-        ++*n_jobs;
+        if (WHOLE_ROPE) {
+            const int2 *rows = &sh->rows[*n_units & 1][threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4];
+            int32_t delta[2] = { rows[0].x - now->base, rows[8].x - now->base };
+            turn_registers<D>(q, &a->rope, sh->turns, delta);
+        }
     }
     return flags;
 }
 
-template <int D> static __device__ __forceinline__ void consume(const mp_cu_attend *a, shared<D> *sh) {
-    const uint32_t lane = threadIdx.x & 31, m = threadIdx.x / 32 * 16 + lane / 4;
+template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume(const mp_cu_attend *a, shared<D> *sh) {
+    uint32_t thread = threadIdx.x;
+    asm volatile("" : "+r"(thread)); /* read once: the special register is slow */
+    const uint32_t lane = thread & 31, m = thread / 32 * 16 + lane / 4;
     const float c = a->scale * MP_LOG2E;
-    uint32_t q[D / 16][4], p[4][4], n_jobs = 0;
-    float s[32], o[D / 2];
-    state t = { { -CUDART_INF_F, -CUDART_INF_F }, { 0.0f, 0.0f }, { 0.0f, 0.0f, 0.0f, 0.0f } };
+    uint32_t q[D / 16][4], p[4][4], n_jobs = 0, n_units = 1; /* 2 at the first unit, whose rows are in rows[0] */
+    float s[32], o[D / 2], f[2];
+    state t = fresh();
+    float old[2]; /* maxima of the cell before */
+    float l[4] = { 0.0f, 0.0f, 0.0f,
+                   0.0f }; /* sums of weights: [0] and [2] of the lane's rows, the others are the same */
     unit u = { 0, 0, 0, false, { { 0.0f, 0.0f }, { 0.0f, 0.0f } } };
     cursor at = { 0, 0 };
-    uint32_t before = 0;
+    uint32_t before = 0; /* the stage whose weights are in p; at first none, without weight */
     bool begun = false, add = false;
+    uint32_t flags = meet<D, WHOLE_ROPE>(a, sh, &at, q, &n_jobs, &n_units);
 #pragma unroll
-    for (int k = 0; k < 16; k++)
-        p[k / 4][k % 4] = 0; /* of the stage before the first: no weights, numbers for values */
-    for (;;) {
-        uint32_t flags = meet<D>(sh, &at, q, &n_jobs);
-        if (flags & END) break;
+    for (int i = 0; i < 16; i++) p[i / 4][i % 4] = 0;
+    while (!(flags & END)) {
         issue_scores<D>(s, q, sh->ring[at.slot]);
-        issue_values<D>(o, p, sh->ring[before], add);
-        const note *now = &sh->notes[at.slot];
-        state old = t;
-        float f[2];
+        issue_values<D>(o, l, p, sh->ring[before], sh->ones, add);
         product_wait<1>();
-        if (flags & NEW_CELL) t = { { -CUDART_INF_F, -CUDART_INF_F }, { 0.0f, 0.0f }, { 0.0f, 0.0f, 0.0f, 0.0f } };
-        if (!(flags & WHOLE)) {
+        if (__builtin_expect(!(flags & WHOLE), 0)) {
+            const note *now = &sh->notes[at.slot];
             int32_t limit[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                int2 row = sh->rows[(n_jobs - 1) & 1][m + 8 * h];
+                int2 row = sh->rows[n_units & 1][m + 8 * h];
                 limit[h] = (flags & SHARED ? row.x : row.y) - now->edge;
             }
             hide(s, now->seen, limit);
         }
-        weigh(s, &t, c, f);
-        product_wait<0>();
-        if (begun && lane == 0) barrier_arrive(&sh->empty[before]);
         if (flags & NEW_CELL) {
-            fold<D>(a, sh, &u, &old, o, flags & NEW_UNIT);
-            if (flags & NEW_UNIT) begin_unit(&u, now);
-        } else {
-#pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-                o[4 * n] = __fmul_rn(o[4 * n], f[0]);
-                o[4 * n + 1] = __fmul_rn(o[4 * n + 1], f[0]);
-                o[4 * n + 2] = __fmul_rn(o[4 * n + 2], f[1]);
-                o[4 * n + 3] = __fmul_rn(o[4 * n + 3], f[1]);
-            }
+            old[0] = t.m[0];
+            old[1] = t.m[1];
+            t = fresh();
         }
-        add_weights(s, p, &t);
-        add = !(flags & NEW_CELL);
-        begun = true;
+        weigh(s, &t, c, f);
+        uint32_t done = before;
         before = at.slot;
         advance(&at, shape<D>::RING);
+        /* Here, because the compiler would move the wait before the weights' arithmetic if nothing stood between. */
+        uint32_t next_flags = meet<D, WHOLE_ROPE>(a, sh, &at, q, &n_jobs, &n_units);
+        product_wait<0>();
+        if (begun && lane == 0) barrier_arrive(&sh->empty[done]);
+        begun = true;
+        if (__builtin_expect(flags & NEW_CELL, 0)) {
+            fold<D>(a, sh, &u, old, l, o, flags & NEW_UNIT);
+            if (flags & NEW_UNIT) begin_unit(&u, &sh->notes[before]);
+        } else {
+            rescale<D>(o, f);
+        }
+        add = !(flags & NEW_CELL);
+        take_weights(s, p);
+#pragma unroll
+        for (int i = 0; i < 4; i++) l[i] = __fmul_rn(l[i], f[i / 2]); /* 0 for a new cell */
+        flags = next_flags;
     }
-    product_fence();
-    issue_values<D>(o, p, sh->ring[before], add);
+    if (!begun) return;
+    issue_values<D>(o, l, p, sh->ring[before], sh->ones, add);
     product_wait<0>();
-    fold<D>(a, sh, &u, &t, o, true);
+    fold<D>(a, sh, &u, t.m, l, o, true);
 }
 
 /* ---- Launch ------------------------------------------------------------------------------------------------------ */
 
-template <int D>
+/* WHOLE_ROPE: all dimensions are turned, as nearly all models do; the consumers do it, in registers. Else the turners,
+ * who need the registers. Launched with 168 for each of 3 warpgroups. */
+template <int D, bool WHOLE_ROPE>
 static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_constant__ mp_cu_attend a, uint32_t piece) {
+    constexpr int FEW = WHOLE_ROPE ? 56 : 88, MANY = WHOLE_ROPE ? 224 : 208;
     extern __shared__ __align__(1024) uint8_t smem[];
     shared<D> *sh = (shared<D> *)smem;
     /* What a stage leaves of the one before it gets weight 0, and must be a number for that. */
     for (uint32_t i = threadIdx.x; i < sizeof sh->ring / 16; i += THREADS)
         ((uint4 *)sh->ring)[i] = make_uint4(0, 0, 0, 0);
+    for (uint32_t i = threadIdx.x; i < min(a.rope.n_pairs, D / 2); i += THREADS) sh->turns[i] = a.rope.turns[i];
+    if (threadIdx.x < sizeof sh->ones / 4) ((uint32_t *)sh->ones)[threadIdx.x] = 0x3f803f80u;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < shape<D>::RING; i++) {
             barrier_init(&sh->full[i], 1);
             barrier_init(&sh->empty[i], CONSUMERS / 32);
+        }
+        for (uint32_t i = 0; i < TICKETS; i++) {
             barrier_init(&sh->posted[i], 1);
+            barrier_init(&sh->read[i], TURNERS);
         }
         barrier_init(&sh->turned, TURNERS);
         barrier_init(&sh->loaded, CONSUMERS / 32);
@@ -517,34 +631,36 @@ static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_consta
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW));
         if (threadIdx.x < CONSUMERS + 32) {
             produce<D>(&a, sh, piece);
         } else {
-            turn<D>(&a, sh, threadIdx.x - CONSUMERS - 32);
+            turn<D, WHOLE_ROPE>(&a, sh, threadIdx.x - CONSUMERS - 32);
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
-        consume<D>(&a, sh);
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
+        consume<D, WHOLE_ROPE>(&a, sh);
     }
 }
 
-template <int D> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
+template <int D, bool WHOLE_ROPE> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t piece = MP_CU_STAGE_TOKENS; /* the greatest common divisor with the page size */
     while (a->page_size % piece) piece /= 2;
     int bytes = (int)sizeof(shared<D>);
-    cudaError_t error = cudaFuncSetAttribute(prefill<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    cudaError_t error =
+        cudaFuncSetAttribute(prefill<D, WHOLE_ROPE>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
     uint32_t units = a->max_blocks * a->n_kv_heads;
     if (units > a->n_sm) units = a->n_sm;
-    prefill<D><<<units, THREADS, bytes, stream>>>(*a, piece);
+    prefill<D, WHOLE_ROPE><<<units, THREADS, bytes, stream>>>(*a, piece);
     return cudaGetLastError();
 }
 
 cudaError_t mp_cu_attend_prefill_sm90(const mp_cu_attend *a, cudaStream_t stream) {
+    bool whole = 2 * a->rope.n_pairs == a->head_dim;
     switch (a->head_dim) {
-    case 64: return launch<64>(a, stream);
-    case 128: return launch<128>(a, stream);
+    case 64: return whole ? launch<64, true>(a, stream) : launch<64, false>(a, stream);
+    case 128: return whole ? launch<128, true>(a, stream) : launch<128, false>(a, stream);
     }
     return cudaErrorNotSupported;
 }
