@@ -212,7 +212,7 @@ static void swiglu(void **state) {
 
 /* ---- Store ------------------------------------------------------------------------------------------------------- */
 
-enum { LAYERS = 3, LAYER = 1, PAGES = 6, STORED = 9, STORE_BUCKET = 16 };
+enum { LAYERS = 3, LAYER = 1, PAGES = 6, STORED = 9, STORE_BUCKET = 300 };
 
 typedef struct store_case {
     uint32_t head_dim, n_heads, n_kv_heads, n_rot, page_size;
@@ -367,7 +367,12 @@ static void check_store(const store_case *c) {
     make_store(&w, c);
     uint16_t *q, *q_alone;
     uint8_t *slab, *slab_alone;
-    run_store(&w, 0, STORED, STORE_BUCKET, &q, &slab);
+    run_store(&w, 0, STORED, 16, &q, &slab);
+    run_store(&w, 0, STORED, STORE_BUCKET, &q_alone, &slab_alone); /* many rows have a kernel of their own */
+    assert_memory_equal(q_alone, q, STORE_BUCKET * c->n_heads * c->head_dim * sizeof *q);
+    assert_memory_equal(slab_alone, slab, PAGES * w.page_bytes);
+    free(q_alone);
+    free(slab_alone);
     for (uint32_t r = 0; r < STORED; r += 4) { /* the same bits alone, in the smallest bucket */
         run_store(&w, r, 1, 1, &q_alone, &slab_alone);
         size_t q_row = c->n_heads * c->head_dim;

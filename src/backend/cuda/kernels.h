@@ -161,7 +161,8 @@ typedef struct mp_cu_store {
     size_t page_bytes, block_bytes, layer_offset;
     mp_cu_work work;
 } mp_cu_store;
-/* Bias and norm on q, k, v where given; k turned by the row's position; k and v to the row's slot. */
+/* Bias and norm on q, k, v where given; k turned by the row's position; k and v to the row's slot. qkv and q have
+ * n_rows rows; of those from counts->n_rows on nothing is written. */
 cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t stream);
 
 /* g[r, i] = silu(gu[r, i]) * gu[r, n_ff + i]; gu bf16 [rows, 2 n_ff], g bf16 [rows, n_ff]. */

@@ -68,6 +68,16 @@ static __device__ __forceinline__ float block_sum(float x, float *part) {
     return x;
 }
 
+static __device__ __forceinline__ void load_unit(const float4 *from, float *x) {
+    float4 a = make_float4(0, 0, 0, 0), b = a;
+    if (from) {
+        a = from[0];
+        b = from[1];
+    }
+    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+    x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+
 /* A row a block; a thread holds N units of 8 values. */
 template <uint32_t N>
 static __global__ void norm(const uint32_t *rows, const uint32_t *n_real, const float4 *x, const float4 *weight,
@@ -75,17 +85,13 @@ static __global__ void norm(const uint32_t *rows, const uint32_t *n_real, const 
     __shared__ float part[WARP];
     if (n_real && blockIdx.x >= *n_real) return;
     size_t from = rows ? rows[blockIdx.x] : blockIdx.x;
-    float v[N][UNIT], squares = 0.0f;
+    float v[N][UNIT], w[N][UNIT], squares = 0.0f;
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) {
         uint32_t u = i * blockDim.x + threadIdx.x;
-        float4 a = make_float4(0, 0, 0, 0), b = a;
-        if (u < n_units) {
-            a = x[(from * n_units + u) * 2];
-            b = x[(from * n_units + u) * 2 + 1];
-        }
-        v[i][0] = a.x, v[i][1] = a.y, v[i][2] = a.z, v[i][3] = a.w;
-        v[i][4] = b.x, v[i][5] = b.y, v[i][6] = b.z, v[i][7] = b.w;
+        bool here = u < n_units;
+        load_unit(here ? x + (from * n_units + u) * 2 : NULL, v[i]);
+        load_unit(here ? weight + u * 2 : NULL, w[i]); /* now: a few rows wait for every load once */
     }
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) {
@@ -97,11 +103,9 @@ static __global__ void norm(const uint32_t *rows, const uint32_t *n_real, const 
     for (uint32_t i = 0; i < N; i++) {
         uint32_t u = i * blockDim.x + threadIdx.x;
         if (u >= n_units) continue;
-        float4 a = weight[u * 2], b = weight[u * 2 + 1];
-        const float w[UNIT] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
         float y[UNIT];
 #pragma unroll
-        for (uint32_t j = 0; j < UNIT; j++) y[j] = v[i][j] * scale * w[j];
+        for (uint32_t j = 0; j < UNIT; j++) y[j] = v[i][j] * scale * w[i][j];
         h[(size_t)blockIdx.x * n_units + u] = pack(y);
     }
 }
@@ -126,9 +130,15 @@ static __device__ __forceinline__ float saturate(float x) {
     return x > most ? most : x < -most ? -most : x;
 }
 
-/* Turns the head in `head` (shared memory), columns c .. c + 7. */
+/* The pair that column d belongs to, and whether it is its second; d < 2 * n_pairs. */
+static __device__ __forceinline__ uint32_t pair_of(const mp_cu_rope &rope, uint32_t d, bool *second) {
+    *second = rope.halves ? d >= rope.n_pairs : d & 1;
+    return rope.halves ? (*second ? d - rope.n_pairs : d) : d / 2;
+}
+
+/* Turns the head in `head` (shared memory), columns c .. c + 7. turns: NULL, or of their pairs. */
 static __device__ __forceinline__ void turn(const mp_cu_rope &rope, const float *head, uint32_t c, int32_t position,
-                                            float *y) {
+                                            const uint64_t *turns, float *y) {
 #pragma unroll
     for (uint32_t j = 0; j < UNIT; j++) {
         uint32_t d = c + j;
@@ -136,33 +146,48 @@ static __device__ __forceinline__ void turn(const mp_cu_rope &rope, const float 
             y[j] = head[d];
             continue;
         }
-        uint32_t pair = rope.halves ? (d < rope.n_pairs ? d : d - rope.n_pairs) : d / 2;
-        bool second = rope.halves ? d >= rope.n_pairs : d & 1;
+        bool second;
+        uint32_t pair = pair_of(rope, d, &second);
         float a = head[rope.halves ? pair : 2 * pair], b = head[rope.halves ? pair + rope.n_pairs : 2 * pair + 1];
-        float2 turned = mp_turned(a, b, mp_turn(rope.turns[pair], position, rope.magnitude));
+        float2 cs = mp_turn(turns ? turns[j] : rope.turns[pair], position, rope.magnitude);
+        float2 turned = mp_turned(a, b, cs);
         y[j] = second ? turned.y : turned.x;
     }
 }
 
 enum { STORE_THREADS = 128 };
 
-/* LANES neighbouring threads have a head of q, k or v, 8 columns each. LANES: a power of two, head_dim / 8 or more. */
-template <uint32_t LANES> static __global__ void store_rows(mp_cu_store s, uint32_t n_rows) {
+/* Turns per position of the pairs of columns c .. c + 7, of the first n. */
+static __device__ __forceinline__ void load_turns(const mp_cu_rope &rope, uint32_t c, uint32_t n, uint64_t *turns) {
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) {
+        bool second;
+        turns[j] = c + j < n ? rope.turns[pair_of(rope, c + j, &second)] : 0;
+    }
+}
+
+/* LANES neighbouring threads have a head of q, k or v, 8 columns each. LANES: a power of two, head_dim / 8 or more.
+ * FEW rows wait for one load after the other, so what can be loaded is, first; many rows want few registers. */
+template <uint32_t LANES, bool FEW>
+static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows(mp_cu_store s, uint32_t n_rows) {
     __shared__ float heads[STORE_THREADS / LANES][LANES * UNIT];
     uint32_t per_row = s.n_heads + 2 * s.n_kv_heads, lane = threadIdx.x % LANES, c = lane * UNIT;
     uint32_t unit = blockIdx.x * (STORE_THREADS / LANES) + threadIdx.x / LANES;
     uint32_t r = unit / per_row, h = unit % per_row;
-    bool here = r < n_rows && r < s.work.counts->n_rows && c < s.head_dim;
+    bool here = r < n_rows && c < s.head_dim, is_q = h < s.n_heads, is_v = h >= s.n_heads + s.n_kv_heads;
     float v[UNIT] = { 0 };
-    if (here) {
-        size_t at = (size_t)h * s.head_dim + c;
-        unpack(*(const uint4 *)(s.qkv + (size_t)r * per_row * s.head_dim + at), v);
-        if (s.bias) {
+    uint64_t turns[UNIT];
+    size_t at = (size_t)h * s.head_dim + c;
+    uint32_t turned = is_q || is_v ? 0 : 2 * s.rope.n_pairs; /* columns */
+    if (here) unpack(*(const uint4 *)(s.qkv + (size_t)r * per_row * s.head_dim + at), v);
+    if (FEW && here) load_turns(s.rope, c, turned, turns);
+    here = here && r < s.work.counts->n_rows;
+    mp_cu_row row = {};
+    if (FEW && here) row = s.work.rows[r];
+    if (here && s.bias) {
 #pragma unroll
-            for (uint32_t j = 0; j < UNIT; j++) v[j] += s.bias[at + j];
-        }
+        for (uint32_t j = 0; j < UNIT; j++) v[j] += s.bias[at + j];
     }
-    bool is_q = h < s.n_heads, is_v = h >= s.n_heads + s.n_kv_heads;
     const float *weight = is_q ? s.q_norm : s.k_norm;
     if (s.q_norm || s.k_norm) { /* the same for the whole grid: everybody shuffles */
         float squares = 0.0f;
@@ -182,13 +207,13 @@ template <uint32_t LANES> static __global__ void store_rows(mp_cu_store s, uint3
     for (uint32_t j = 0; j < UNIT; j++) head[c + j] = v[j];
     __syncwarp();
     if (!here || is_q) return;
-    const mp_cu_row row = s.work.rows[r];
+    if (!FEW) row = s.work.rows[r];
     uint32_t kv_head = h - s.n_heads - (is_v ? s.n_kv_heads : 0);
     uint8_t *to = s.slab + row.page * s.page_bytes + s.layer_offset + kv_head * s.block_bytes +
                   (size_t)(row.slot / MP_CU_GROUP_TOKENS) * MP_CU_GROUP_TOKENS * s.head_dim * 2 * sizeof(mp_bf16) +
                   (is_v ? MP_CU_GROUP_TOKENS * s.head_dim * sizeof(mp_bf16) : 0) +
                   mp_kv_offset(s.head_dim, row.slot % MP_CU_GROUP_TOKENS, c);
-    if (!is_v) turn(s.rope, head, c, row.position, v);
+    if (!is_v) turn(s.rope, head, c, row.position, FEW ? turns : NULL, v);
 #pragma unroll
     for (uint32_t j = 0; j < UNIT; j++) v[j] = saturate(v[j]);
     *(uint4 *)to = pack(v);
@@ -200,7 +225,10 @@ cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t
     size_t heads = (size_t)n_rows * (s->n_heads + 2 * s->n_kv_heads);
     uint32_t lanes = s->head_dim <= 64 ? 8 : s->head_dim <= 128 ? 16 : 32;
     uint32_t grid = (uint32_t)((heads * lanes + STORE_THREADS - 1) / STORE_THREADS);
-    auto kernel = lanes == 8 ? store_rows<8> : lanes == 16 ? store_rows<16> : store_rows<32>;
+    bool few = n_rows <= 256;
+    auto kernel = few ? store_rows<32, true> : store_rows<32, false>;
+    if (lanes == 8) kernel = few ? store_rows<8, true> : store_rows<8, false>;
+    if (lanes == 16) kernel = few ? store_rows<16, true> : store_rows<16, false>;
     kernel<<<grid, STORE_THREADS, 0, stream>>>(*s, n_rows);
     return cudaGetLastError();
 }
