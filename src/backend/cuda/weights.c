@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/thread.h"
 
 static const size_t STAGE = (size_t)16 << 20; /* bytes a staging buffer holds */
+static const size_t SLICE = (size_t)1 << 20;  /* of them a thread copies at a time */
 enum { ALIGN = 256 };
 
 /* The walk over all weights is written once: first with no memory behind it, to count bytes, then to load. */
@@ -21,9 +23,20 @@ typedef struct loader {
         cudaEvent_t copied;
     } stages[2];
     uint32_t next;
+    mp_threads *threads;      /* a thread reads a mapped file one page fault at a time */
+    const uint8_t *copy_from; /* of the copy under way */
+    uint8_t *copy_to;
+    size_t copy_bytes;
 } loader;
 
 /* ---- One tensor -------------------------------------------------------------------------------------------------- */
+
+static void copy_slice(void *ctx, uint32_t item, uint32_t thread) {
+    (void)thread;
+    const loader *l = ctx;
+    size_t at = item * SLICE, n = l->copy_bytes - at < SLICE ? l->copy_bytes - at : SLICE;
+    memcpy(l->copy_to + at, l->copy_from + at, n);
+}
 
 /* A piece of `bytes` from the file, n weights, to dst on the device through the next staging buffer. */
 static bool load_piece(loader *l, const mp_tensor *t, const uint8_t *src, size_t bytes, size_t n, bool to_bf16,
@@ -32,7 +45,10 @@ static bool load_piece(loader *l, const mp_tensor *t, const uint8_t *src, size_t
     uint32_t i = l->next++ % 2;
     cudaStream_t stream = l->stages[i].stream;
     if (!CUDA_TRY(d, cudaEventSynchronize(l->stages[i].copied))) return false;
-    memcpy(l->stages[i].host, src, bytes);
+    l->copy_from = src;
+    l->copy_to = l->stages[i].host;
+    l->copy_bytes = bytes;
+    mp_threads_run(l->threads, (uint32_t)((bytes + SLICE - 1) / SLICE), copy_slice, l);
     bool as_it_is = !to_bf16 || t->type == MP_DTYPE_BF16;
     bool ok = CUDA_TRY(d, cudaMemcpyAsync(as_it_is ? dst : l->stages[i].raw, l->stages[i].host, bytes,
                                           cudaMemcpyHostToDevice, stream)) &&
@@ -130,6 +146,7 @@ static mepic_status check_shapes(const mp_model *model, mepic_error *err) {
 }
 
 static void close_stages(loader *l) {
+    mp_threads_close(l->threads);
     for (int i = 0; i < 2; i++) {
         if (l->stages[i].stream) {
             cudaStreamSynchronize(l->stages[i].stream);
@@ -143,8 +160,10 @@ static void close_stages(loader *l) {
 
 static mepic_status open_stages(loader *l, mepic_error *err) {
     mp_cu_device *d = l->device;
+    mepic_status status = mp_threads_open(0, &l->threads, err);
+    if (status != MEPIC_OK) return status;
     for (int i = 0; i < 2; i++) {
-        mepic_status status = mp_cu_take_pinned(d, STAGE, "loading weights", &l->stages[i].host, err);
+        status = mp_cu_take_pinned(d, STAGE, "loading weights", &l->stages[i].host, err);
         if (status != MEPIC_OK) return status;
         status = mp_cu_take(d, STAGE, "loading weights", &l->stages[i].raw, err);
         if (status != MEPIC_OK) return status;

@@ -1,8 +1,8 @@
 /* A model's weights as the CUDA backend multiplies by them: bf16 on the device, what is multiplied together fused.
  *
  * One allocation. Matrices go through two pinned staging buffers, each with a stream of its own, so that reading the
- * file, the bus and dequantizing overlap; the file's pages are let go as they are read. Owned by the backend;
- * immutable after open. */
+ * file (on all threads), the bus and dequantizing overlap; the file's pages are let go as they are read. Owned by the
+ * backend; immutable after open. */
 #ifndef MEPIC_BACKEND_CUDA_WEIGHTS_H
 #define MEPIC_BACKEND_CUDA_WEIGHTS_H
 
