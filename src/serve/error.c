@@ -15,6 +15,7 @@ static void end_at_character(char *text, size_t cap) {
     text[n] = 0;
 }
 
+#undef mp_refuse
 bool mp_refuse(mp_api_error *err, uint32_t status, const char *code, const char *param, const char *format, ...) {
     *err = (mp_api_error){ .status = status, .code = code };
     snprintf(err->param, sizeof err->param, "%s", param ? param : "");

@@ -18,6 +18,10 @@ typedef struct mp_api_error {
 /* Fills `err` and returns false, for `return mp_refuse(...)`. param may be NULL. */
 bool mp_refuse(mp_api_error *err, uint32_t status, const char *code, const char *param, const char *format, ...)
     MP_PRINTF(5, 6);
+/* What clang's analyzer cannot see across files. */
+#ifdef __clang_analyzer__
+#define mp_refuse(err, ...) ((void)mp_refuse(err, __VA_ARGS__), false)
+#endif
 /* The same for what the engine says. */
 bool mp_refuse_engine(mp_api_error *err, const mepic_error *engine_error);
 /* "invalid_request_error", "authentication_error", ...: by status. */

@@ -310,11 +310,9 @@ static bool is_loopback(const struct sockaddr *address) {
 }
 
 static uint16_t port_of(int fd) {
-    struct sockaddr_storage address;
+    struct sockaddr_in6 address = { 0 }; // an IPv4 address has its port in the same place
     socklen_t len = sizeof address;
-    if (getsockname(fd, (struct sockaddr *)&address, &len) != 0) return 0;
-    return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)(void *)&address)->sin6_port
-                                               : ((struct sockaddr_in *)(void *)&address)->sin_port);
+    return getsockname(fd, (struct sockaddr *)&address, &len) == 0 ? ntohs(address.sin6_port) : 0;
 }
 
 static mepic_status bind_address(mp_server *server, const struct addrinfo *address, const char *host,
