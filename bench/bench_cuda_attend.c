@@ -1,11 +1,12 @@
 /* bench_cuda_attend: decode attention on the GPU, with shared runs read once and with pages of their own for every
  * request, beside the time that reading the unique bytes takes at the rate measured in the same run.
  *
- *     bench_cuda_attend [small] [page N] [layers N] [split N] [general] [only LETTER]
+ *     bench_cuda_attend [small] [page N] [layers N] [split N] [general] [only PART] [noapart] [nofold]
  *
  * Pages lie in random order; a replayed graph goes over as many copies of the problem as make 400 MB; medians of 9.
- * split: readers of an item at most. general: the kernels for every architecture. layers: of a page; each copy of the
- * problem is another layer of the same pages instead of other pages. */
+ * layers: of a page; each copy of the problem is another layer of the same pages instead of other pages. split: readers
+ * of an item at most, if not what the backend takes. general: the kernels for every architecture. only: scenes whose
+ * name has this in it. noapart: without the comparison; nofold: without the kernel that joins partial states. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,7 @@ typedef struct bench {
     uint64_t random;
     uint8_t *slab;
     size_t slab_bytes;
-    uint32_t page_size, n_layers, split;
+    uint32_t page_size, n_layers, split, item_readers;
     bool general, nofold, noapart;
     const char *only;
     double read; /* bytes a microsecond */
@@ -148,7 +149,7 @@ static int by_cost(const void *x, const void *y) {
     return a[0] < b[0] ? 1 : a[0] > b[0] ? -1 : a[1] < b[1] ? -1 : a[1] > b[1];
 }
 
-/* Readers by cell; items of at most `split` readers, of about equal numbers, the dearest first. */
+/* Readers by cell; items of at most item_readers, of about equal numbers, the dearest first. */
 static bool make_items(const bench *b, lists *l) {
     uint32_t *at = zeroed(l->n_cells + 1, sizeof *at), n = 0;
     uint64_t *order = zeroed(2 * (size_t)l->n_readers, sizeof *order);
@@ -158,7 +159,7 @@ static bool make_items(const bench *b, lists *l) {
     for (uint32_t c = 0; good && c < l->n_cells; c++) {
         uint32_t first = at[c], left = at[c + 1];
         at[c + 1] += first;
-        for (uint32_t parts = (left + b->split - 1) / b->split; parts; parts--) {
+        for (uint32_t parts = (left + b->item_readers - 1) / b->item_readers; parts; parts--) {
             uint32_t take = (left + parts - 1) / parts;
             items[n] = (mp_cu_item){ c, first, take };
             order[2 * n] = (uint64_t)take * l->cells[c].n_tokens;
@@ -313,8 +314,9 @@ static void run_shape(bench *b, const char *name, uint32_t n_heads, uint32_t n_k
     a->block_bytes = (size_t)b->page_size * head_dim * 4;
     a->page_bytes = a->block_bytes * n_kv_heads * b->n_layers;
     a->slab = b->slab;
+    b->item_readers = b->split ? b->split : mp_cu_attend_item_readers(a->arch, head_dim, n_heads, n_kv_heads);
     printf("%s: %u heads, %u kv heads of %u; pages of %u, %u layers, %u readers an item, %s\n", name, n_heads,
-           n_kv_heads, head_dim, b->page_size, b->n_layers, b->split,
+           n_kv_heads, head_dim, b->page_size, b->n_layers, b->item_readers,
            b->general ? "general kernel" : "the card's kernel");
     printf("%-32s %9s %8s %9s %12s %9s %9s\n", "", "us", "TB/s", "of limit", "unshared us", "of limit", "speed-up");
     for (size_t i = 0; i < sizeof scenes / sizeof *scenes && b->device.error == cudaSuccess; i++) {
@@ -349,7 +351,7 @@ static bool open_slab(bench *b, size_t bytes) {
 }
 
 int main(int argc, char **argv) {
-    bench b = { .random = 1, .page_size = 16, .n_layers = 1, .split = 48 };
+    bench b = { .random = 1, .page_size = 16, .n_layers = 1 };
     bool small = false;
     for (int i = 1; i < argc; i++) {
         uint32_t value = i + 1 < argc ? (uint32_t)strtoul(argv[i + 1], NULL, 10) : 0;

@@ -173,7 +173,7 @@ static uint32_t keys_of_block(const world *w, const mp_cu_work *work, const mp_c
     return n;
 }
 
-static void check_step(const world *w, const mp_cu_work *work, uint32_t block_rows, uint32_t seed) {
+static void check_step(const world *w, const mp_cu_work *work, const mp_cu_lists_config *config, uint32_t seed) {
     static key want[KEYS_MAX], got[KEYS_MAX];
     uint8_t seen[ROWS_MAX] = { 0 };
     uint32_t logits = 0;
@@ -194,7 +194,7 @@ static void check_step(const world *w, const mp_cu_work *work, uint32_t block_ro
     }
     for (uint32_t i = 0; i < work->counts->n_blocks; i++) {
         const mp_cu_block *block = &work->blocks[i];
-        assert_true(block->n_rows > 0 && block->n_rows <= block_rows);
+        assert_true(block->n_rows > 0 && block->n_rows <= config->block_rows);
         for (uint32_t r = block->first_row; r < block->first_row + block->n_rows; r++) {
             assert_int_equal(w->rows[r].seq, w->rows[block->first_row].seq);
             uint32_t n = keys_of_plan(w, r, want);
@@ -204,6 +204,9 @@ static void check_step(const world *w, const mp_cu_work *work, uint32_t block_ro
         }
     }
     for (uint32_t r = 0; r < w->step.n_rows; r++) assert_int_equal(seen[r], 1);
+    for (uint32_t i = 0; config->item_readers && i < work->counts->n_items; i++) {
+        assert_in_range(work->items[i].n_readers, 1, config->item_readers);
+    }
 }
 
 static void every_row_sees_what_the_plan_says(void **state) {
@@ -219,13 +222,14 @@ static void every_row_sees_what_the_plan_says(void **state) {
                                       .n_pages = N_PAGES,
                                       .max_slots = seed % 3 == 0 ? 10 : 4000, /* 10: most rows become blocks */
                                       .block_rows = 1u << rng_below(&r, 6),
+                                      .item_readers = seed % 4,
                                       .few_blocks = seed % 2 ? 0 : 1000,
                                       .on_host = true };
         mp_cu_lists *lists;
         assert_int_equal(mp_cu_lists_open(NULL, &config, &lists, NULL), MEPIC_OK);
         for (uint32_t again = 0; again < 2; again++) { /* a step leaves nothing behind */
             assert_true(mp_cu_lists_build(lists, &w.step));
-            check_step(&w, mp_cu_lists_host(lists), config.block_rows, seed);
+            check_step(&w, mp_cu_lists_host(lists), &config, seed);
         }
         mp_cu_lists_close(lists);
         mp_plan_close(w.plan);

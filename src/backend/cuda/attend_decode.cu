@@ -303,6 +303,15 @@ template <int D> cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) 
 
 } // namespace
 
+static bool for_sm90(uint32_t arch, uint32_t head_dim) {
+    return arch / 10 == 9 && (head_dim == 64 || head_dim == 128);
+}
+
+uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads) {
+    uint32_t group = n_heads / n_kv_heads;
+    return for_sm90(arch, head_dim) ? mp_cu_attend_decode_sm90_readers(group) : TILE_ROWS / group;
+}
+
 cudaError_t mp_cu_attend_open(int device) {
     cudaError_t e = cudaSetDevice(device);
     if (e == cudaSuccess) e = open_kernel<64>();
@@ -320,7 +329,7 @@ cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t group = a->n_heads / a->n_kv_heads;
     if (!a->max_items) return cudaSuccess;
     if (group > 16 || a->page_size & (a->page_size - 1)) return cudaErrorInvalidValue;
-    if (a->arch / 10 == 9 && (a->head_dim == 64 || a->head_dim == 128)) return mp_cu_attend_decode_sm90(a, stream);
+    if (for_sm90(a->arch, a->head_dim)) return mp_cu_attend_decode_sm90(a, stream);
     switch (a->head_dim) {
     case 64: return launch<64>(a, stream);
     case 80: return launch<80>(a, stream);

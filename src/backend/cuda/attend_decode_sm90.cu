@@ -466,3 +466,8 @@ cudaError_t mp_cu_attend_decode_sm90_open(void) {
 cudaError_t mp_cu_attend_decode_sm90(const mp_cu_attend *a, cudaStream_t stream) {
     return a->head_dim == 64 ? launch<64>(a, stream) : launch<128>(a, stream);
 }
+
+uint32_t mp_cu_attend_decode_sm90_readers(uint32_t group) {
+    uint32_t rows = TILE_ROWS / group, most = TILE_READERS;
+    return rows < most ? rows : most;
+}

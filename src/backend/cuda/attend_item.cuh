@@ -12,6 +12,7 @@
 /* The sm_90a path; head_dim 64 and 128 (attend_decode_sm90.cu). */
 extern "C" cudaError_t mp_cu_attend_decode_sm90(const mp_cu_attend *a, cudaStream_t stream);
 extern "C" cudaError_t mp_cu_attend_decode_sm90_open(void);
+extern "C" uint32_t mp_cu_attend_decode_sm90_readers(uint32_t group); /* of a tile */
 
 static __device__ __forceinline__ uint32_t mp_shared(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);

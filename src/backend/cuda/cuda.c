@@ -121,7 +121,7 @@ static size_t slot_bytes(const mp_hparams *hp) {
     return (size_t)hp->n_heads * (hp->head_dim * sizeof(uint16_t) + 2 * sizeof(float));
 }
 
-static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t n_sm) {
+static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t arch, uint32_t n_sm) {
     const mp_hparams *hp = &c->model->hp;
     size_t all = (size_t)c->max_seqs * c->max_refs, most = PARTIALS_BYTES / slot_bytes(hp);
     return (mp_cu_lists_config){ .max_rows = c->max_rows,
@@ -130,6 +130,8 @@ static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t n_sm
                                  .n_pages = c->n_pages,
                                  .max_slots = (uint32_t)(all < most ? all : most),
                                  .block_rows = mp_cu_attend_block_rows(hp->n_heads, hp->n_kv_heads),
+                                 .item_readers =
+                                     mp_cu_attend_item_readers(arch, hp->head_dim, hp->n_heads, hp->n_kv_heads),
                                  .few_blocks = (2 * n_sm + hp->n_kv_heads - 1) / hp->n_kv_heads };
 }
 
@@ -144,7 +146,7 @@ enum { N_BUFFERS = 11 };
 
 static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffer *out) {
     const mp_hparams *hp = &config->model->hp;
-    size_t rows = mp_cu_bucket(config->max_rows), slots = lists_config(config, 0).max_slots;
+    size_t rows = mp_cu_bucket(config->max_rows), slots = lists_config(config, 0, 0).max_slots;
     size_t logit_rows = mp_cu_bucket(logit_rows_of(config));
     const buffer buffers[N_BUFFERS] = {
         { (void **)&c->x, rows * hp->n_embd * sizeof(float), "the residual stream" },
@@ -170,7 +172,7 @@ static mepic_status cuda_kv_memory(const mp_backend_config *config, size_t *byte
     size_t room = (size_t)((double)d.bytes_free * (double)config->gpu_memory);
     mp_backend_config largest = *config;
     largest.n_pages = 1u << 20;
-    mp_cu_lists_config lists = lists_config(&largest, 0);
+    mp_cu_lists_config lists = lists_config(&largest, d.arch, d.n_sm);
     size_t need =
         SLACK_BYTES + mp_cu_weights_bytes(config->model) + mp_cu_weights_staging_bytes() + mp_cu_lists_bytes(&lists);
     buffer buffers[N_BUFFERS];
@@ -301,7 +303,7 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
     snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d", c->device.arch, NUMERICS_VERSION);
     CUDA_TRY(&c->device, mp_cu_attend_open(c->device.id));
-    mp_cu_lists_config lists = lists_config(config, c->device.n_sm);
+    mp_cu_lists_config lists = lists_config(config, c->device.arch, c->device.n_sm);
     if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_weights_open(&c->device, c->model, config->log, &c->weights, err)) != MEPIC_OK) goto fail;
     if ((status = open_buffers(c, config, err)) != MEPIC_OK) goto fail;

@@ -63,7 +63,7 @@ static size_t lay_out(const mp_cu_lists_config *c, size_t *size, size_t *cap, si
         [PART_ZERO_PAGES] = { sizeof(uint32_t), (size_t)c->max_rows + 1 },
         [PART_PAGES] = { sizeof(uint32_t), pages_of(c) },
         [PART_CELLS] = { sizeof(mp_cu_cell), cells_of(c) },
-        [PART_ITEMS] = { sizeof(mp_cu_item), cells_of(c) },
+        [PART_ITEMS] = { sizeof(mp_cu_item), cells_of(c) + (c->item_readers ? c->max_slots / c->item_readers : 0) },
         [PART_READERS] = { sizeof(mp_cu_reader), c->max_slots },
         [PART_FOLDS] = { sizeof(mp_cu_fold), c->max_rows },
         [PART_BLOCKS] = { sizeof(mp_cu_block), (size_t)c->max_rows + c->max_seqs },
@@ -232,21 +232,31 @@ static bool count_readers(mp_cu_lists *l, const mp_step *step, const mp_plan_seq
     return true;
 }
 
+/* In how many items the cell's readers are. */
+static uint32_t parts_of(const mp_cu_lists *l, uint32_t cell) {
+    uint32_t n = l->n_readers[cell], most = l->config.item_readers;
+    return most ? (n + most - 1) / most : n > 0;
+}
+
 static void make_items(mp_cu_lists *l) {
     uint32_t n_cells = (uint32_t)l->n[PART_CELLS], at = 0;
     mp_cu_item *items = list(l, PART_ITEMS);
     const mp_cu_cell *cells = list(l, PART_CELLS);
     for (uint32_t i = 0; i < n_cells; i++) {
+        uint32_t parts = parts_of(l, i);
         l->next[i] = at;
         at += l->n_readers[i];
-        l->cost[i] = (uint64_t)l->n_readers[i] * cells[i].n_tokens;
+        l->cost[i] = parts ? (uint64_t)((l->n_readers[i] + parts - 1) / parts) * cells[i].n_tokens : 0;
     }
     sort_by_cost(l, n_cells);
     for (uint32_t i = 0; i < n_cells; i++) {
-        uint32_t cell = l->order[i];
-        if (l->n_readers[cell] == 0) continue; /* of blocks only */
-        items[l->n[PART_ITEMS]++] =
-            (mp_cu_item){ .cell = cell, .first_reader = l->next[cell], .n_readers = l->n_readers[cell] };
+        uint32_t cell = l->order[i], first = l->next[cell], left = l->n_readers[cell]; /* 0: of blocks only */
+        for (uint32_t parts = parts_of(l, cell); parts; parts--) {
+            uint32_t n = (left + parts - 1) / parts;
+            items[l->n[PART_ITEMS]++] = (mp_cu_item){ .cell = cell, .first_reader = first, .n_readers = n };
+            first += n;
+            left -= n;
+        }
     }
 }
 

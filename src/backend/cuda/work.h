@@ -6,7 +6,7 @@
  *
  * What becomes what:
  *   a row that is the only one of its sequence: a reader of every cell it sees (decode), with a state for each; readers
- *       of the same cell are one item, so its keys are read once;
+ *       of the same cell are one item, so its keys are read once (item_readers: or as often as it takes);
  *   rows of a sequence with several, and rows whose states no longer fit the workspace: blocks, which walk their
  *       sequence's cells in order. A step of few blocks would leave most of the device idle: then these rows are
  *       readers too, if their states fit.
@@ -22,10 +22,11 @@ typedef struct mp_cu_lists mp_cu_lists;
 
 typedef struct mp_cu_lists_config {
     uint32_t max_rows, max_seqs, max_refs, n_pages;
-    uint32_t max_slots;  /* partial states of one step */
-    uint32_t block_rows; /* rows of a block */
-    uint32_t few_blocks; /* fewer blocks than that are few; 0: they never are */
-    bool on_host;        /* tests: plain memory, and no device */
+    uint32_t max_slots;    /* partial states of one step */
+    uint32_t block_rows;   /* rows of a block */
+    uint32_t item_readers; /* of an item, at most; 0: no limit */
+    uint32_t few_blocks;   /* fewer blocks than that are few; 0: they never are */
+    bool on_host;          /* tests: plain memory, and no device */
 } mp_cu_lists_config;
 
 /* Bytes of device memory open takes. */
