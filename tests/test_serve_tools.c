@@ -42,13 +42,15 @@ static bool take_call(void *user, uint32_t index, const char *name, const char *
 static void parse(const char *reply, size_t piece, record *r) {
     mp_reply_parser parser;
     const mp_reply_sink sink = { take_text, take_call, r };
+    json_t *tools = json_pack("[{s:s},{s:{s:s}}]", "name", "f", "function", "name", "g");
     memset(r, 0, sizeof *r);
-    mp_reply_parser_init(&parser, "hermes");
+    assert_true(mp_reply_parser_init(&parser, "hermes", tools));
     for (size_t i = 0, n = strlen(reply); i < n; i += piece) {
         assert_true(mp_reply_parser_push(&parser, reply + i, n - i < piece ? n - i : piece, &sink));
     }
     assert_true(mp_reply_parser_end(&parser, &sink));
     mp_reply_parser_clear(&parser);
+    json_decref(tools);
 }
 
 #define CALL(body) "<tool_call>" body "</tool_call>"
@@ -82,6 +84,19 @@ static void calls_are_found_however_a_reply_is_cut(void **state) {
         { "<tool_call>{\"name\": \"f\"}", "[f {}]" },
         { "t\n<tool_call>{\"name\": \"f\", \"argu", "t\n<tool_call>{\"name\": \"f\", \"argu" },
         { "t <tool_", "t <tool_" },
+        /* without marks: the whole reply, and a tool that there is */
+        { "{\"name\": \"f\", \"arguments\": {\"a\": \"`\"}}", "[f {\"a\": \"`\"}]" },
+        { "\n```json\n{\n \"arguments\": { },\n \"name\": \"g\"}\n```\n", "[g { }]" },
+        { "```\n{{ \"name\": \"g\" }}", "[g {}]" },
+        { "{\"name\": \"h\", \"arguments\": {}}", "{\"name\": \"h\", \"arguments\": {}}" },
+        { "{\"name\": \"f\", \"arguments\": {}} `", "{\"name\": \"f\", \"arguments\": {}} `" },
+        { "{\"name\": \"f\", \"arguments\": {}} so", "{\"name\": \"f\", \"arguments\": {}} so" },
+        { "```json\n{\"name\": \"f\"", "```json\n{\"name\": \"f\"" },
+        { "{\"nam", "{\"nam" },
+        { "``", "``" },
+        { "``` json {\"nature\": 1}", "``` json {\"nature\": 1}" },
+        { "{}", "{}" },
+        { "  ", "  " },
         { "", "" },
     };
     record got;
@@ -100,7 +115,7 @@ static void text_is_not_held_back(void **state) {
     mp_reply_parser parser;
     record r = { 0 };
     const mp_reply_sink sink = { take_text, take_call, &r };
-    mp_reply_parser_init(&parser, "hermes");
+    assert_true(mp_reply_parser_init(&parser, "hermes", NULL));
     assert_true(mp_reply_parser_push(&parser, "one two", 7, &sink));
     assert_string_equal(r.text, "one two");
     assert_true(mp_reply_parser_push(&parser, " <", 2, &sink));

@@ -47,7 +47,10 @@ bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, 
     mepic_prepared_tokens(generation->prompts[0], &w->prompt_tokens);
     mp_api_id(api, "msg_", id, w->id, sizeof w->id);
     bool tools = json_array_size(r->tools) > 0 && !r->no_tools;
-    if (tools) mp_reply_parser_init(&w->parser, api->info->tool_format);
+    if (tools && !mp_reply_parser_init(&w->parser, api->info->tool_format, r->tools)) {
+        mp_anthropic_close(w);
+        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
+    }
     *out = w;
     return true;
 }
@@ -65,10 +68,14 @@ void mp_anthropic_close(mp_writer *w) {
 /* What was read from a cache, what was computed to be kept for others, and the rest add up to the prompt. */
 static json_t *usage_json(const mepic_usage *u) {
     json_int_t read = (json_int_t)u->prefix_tokens + u->chunk_tokens, written = u->compiled_tokens;
-    json_t *usage = json_pack("{s:I, s:I, s:I, s:I}", "input_tokens", (json_int_t)u->prompt_tokens - read - written,
-                              "cache_creation_input_tokens", written, "cache_read_input_tokens", read, "output_tokens",
-                              (json_int_t)u->completion_tokens);
-    json_t *ours = mp_api_usage(u);
+    return json_pack("{s:I, s:I, s:I, s:I}", "input_tokens", (json_int_t)u->prompt_tokens - read - written,
+                     "cache_creation_input_tokens", written, "cache_read_input_tokens", read, "output_tokens",
+                     (json_int_t)u->completion_tokens);
+}
+
+/* With the prompt's parts, as OpenAI's usage has them. */
+static json_t *final_usage_json(const mepic_usage *u) {
+    json_t *usage = usage_json(u), *ours = mp_api_usage(u);
     json_object_set(usage, "prompt_tokens_details", json_object_get(ours, "prompt_tokens_details"));
     json_decref(ours);
     return usage;
@@ -167,10 +174,10 @@ static bool end_stream(mp_writer *w, mp_buf *out) {
     json_t *delta = json_object();
     set_stop(delta, w, true);
     return (!w->in_text || end_block(w, out)) &&
-           mp_sse_write(
-               "message_delta",
-               json_pack("{s:s, s:o, s:o}", "type", "message_delta", "delta", delta, "usage", usage_json(&w->usage)),
-               out) &&
+           mp_sse_write("message_delta",
+                        json_pack("{s:s, s:o, s:o}", "type", "message_delta", "delta", delta, "usage",
+                                  final_usage_json(&w->usage)),
+                        out) &&
            mp_sse_write("message_stop", json_pack("{s:s}", "type", "message_stop"), out);
 }
 
@@ -213,7 +220,8 @@ bool mp_anthropic_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
 
 bool mp_anthropic_end(mp_writer *w, mp_buf *out) {
     if (w->stream) return end_stream(w, out);
-    return flush_text(w) && mp_json_write(message_json(w, true, json_incref(w->content), usage_json(&w->usage)), out);
+    return flush_text(w) &&
+           mp_json_write(message_json(w, true, json_incref(w->content), final_usage_json(&w->usage)), out);
 }
 
 static json_t *error_json(const mp_api_error *err) {

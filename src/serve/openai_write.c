@@ -55,7 +55,9 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
     bool tools = chat && json_array_size(request->tools) > 0 && !request->no_tools;
     for (uint32_t i = 0; i < w->n_choices; i++) {
         w->choices[i].text.limit = TEXT_MAX;
-        if (tools) mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format);
+        if (!tools || mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format, request->tools)) continue;
+        mp_openai_close(w);
+        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
     }
     *out = w;
     return true;

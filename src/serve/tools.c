@@ -183,11 +183,19 @@ uint64_t mp_tools_call_number(uint64_t request, uint32_t choice, uint32_t call) 
 
 /* ---- Replies ----------------------------------------------------------------------------------------------------- */
 
-void mp_reply_parser_init(mp_reply_parser *p, const char *format) {
+bool mp_reply_parser_init(mp_reply_parser *p, const char *format, const json_t *tools) {
     *p = (mp_reply_parser){ .marks = find_marks(format), .held = { .limit = CALL_BYTES_MAX } };
+    p->names = json_array();
+    bool ok = p->names != NULL;
+    for (size_t i = 0; ok && i < json_array_size(tools); i++) {
+        const json_t *tool = json_array_get(tools, i), *function = json_object_get(tool, "function");
+        ok = json_array_append(p->names, json_object_get(function ? function : tool, "name")) == 0;
+    }
+    return ok;
 }
 
 void mp_reply_parser_clear(mp_reply_parser *p) {
+    json_decref(p->names);
     mp_buf_clear(&p->held);
 }
 
@@ -279,10 +287,65 @@ static bool end_call(mp_reply_parser *p, size_t end, size_t next, const mp_reply
     return ok;
 }
 
+typedef enum match { MATCH_NO, MATCH_MAYBE, MATCH_YES } match;
+
+static size_t skip_blanks(const char *text, size_t i, size_t len) {
+    while (i < len && is_blank(text[i])) i++;
+    return i;
+}
+
+/* Whether a reply begins like a call without marks: a code block's fence or none, then {"name" or {"arguments". */
+static match begins_without_marks(const char *text, size_t len) {
+    static const char *const keys[] = { "\"name\"", "\"arguments\"" };
+    size_t i = skip_blanks(text, 0, len), fence = i;
+    while (i < len && i < fence + 3 && text[i] == '`') i++;
+    if (i > fence && i < len && i < fence + 3) return MATCH_NO;
+    if (i == fence + 3) {
+        while (i < len && text[i] >= 'a' && text[i] <= 'z') i++;
+        i = skip_blanks(text, i, len);
+    }
+    for (uint32_t braces = 0; i < len && text[i] == '{' && braces < 2; braces++) {
+        i = skip_blanks(text, i + 1, len);
+        if (i == len || text[i] == '{') continue;
+        for (size_t k = 0; k < 2; k++) {
+            size_t n = strlen(keys[k]), there = len - i < n ? len - i : n;
+            if (memcmp(text + i, keys[k], there) == 0) return there == n ? MATCH_YES : MATCH_MAYBE;
+        }
+    }
+    return i == len ? MATCH_MAYBE : MATCH_NO;
+}
+
+/* The whole reply is such a call, or text. */
+static bool end_without_marks(mp_reply_parser *p, const mp_reply_sink *sink) {
+    const char *text = p->held.data;
+    size_t from = 0, to = p->held.len;
+    while (text[from] != '{') from++;
+    while (to > from && (is_blank(text[to - 1]) || (text[to - 1] == '`' && from > 0))) to--;
+    char *arguments;
+    json_t *call = read_call(text + from, to - from, &arguments);
+    if (!call) return sink->text(sink->user, text, p->held.len);
+    const json_t *name = json_object_get(call, "name");
+    bool known = false;
+    for (size_t i = 0; !known && i < json_array_size(p->names); i++) {
+        known = json_equal((json_t *)name, json_array_get(p->names, i));
+    }
+    bool ok = known ? sink->call(sink->user, p->n_calls++, json_string_value(name), arguments)
+                    : sink->text(sink->user, text, p->held.len);
+    mp_free(arguments);
+    json_decref(call);
+    return ok;
+}
+
 /* Does one thing with what is held; *again: there may be more to do. */
 static bool advance(mp_reply_parser *p, const mp_reply_sink *sink, bool *again) {
     mp_buf *held = &p->held;
     *again = false;
+    if (!p->begun) {
+        match m = begins_without_marks(held->data, held->len);
+        p->begun = m != MATCH_MAYBE;
+        p->without_marks = m == MATCH_YES;
+    }
+    if (!p->begun || p->without_marks) return true;
     if (p->in_call) {
         size_t len = strlen(p->marks->closing), end = find_mark(held, p->scanned, p->marks->closing);
         p->scanned = held->len >= len ? held->len - len + 1 : 0;
@@ -311,6 +374,7 @@ bool mp_reply_parser_end(mp_reply_parser *p, const mp_reply_sink *sink) {
     size_t len = p->held.len;
     if (len == 0) return true;
     if (p->in_call) return end_call(p, len, len, sink);
+    if (p->without_marks) return end_without_marks(p, sink);
     /* Blanks between calls and behind the last are no text. */
     bool blank = p->n_calls > 0;
     for (size_t i = 0; blank && i < len; i++) blank = is_blank(p->held.data[i]);

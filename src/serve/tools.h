@@ -2,7 +2,8 @@
  *
  * Both dialects' forms become the same JSON in the prompt, so a list of tools has the same pages whoever sends it. A
  * call is given out when it is complete and its arguments are a JSON object; what looks like one and is none stays
- * text. Pure; any thread. */
+ * text. A call without its marks counts if it is the whole reply, as it is or as a code block, and names a tool of the
+ * request: models made for code write it so. Pure; any thread. */
 #ifndef MEPIC_SERVE_TOOLS_H
 #define MEPIC_SERVE_TOOLS_H
 
@@ -40,14 +41,18 @@ uint64_t mp_tools_call_number(uint64_t request, uint32_t choice, uint32_t call);
 
 typedef struct mp_reply_parser {
     const struct mp_tool_marks *marks; /* NULL: everything is text */
+    json_t *names;                     /* of the request's tools */
     mp_buf held;                       /* text that cannot be told yet, or a call that has begun */
     size_t scanned;                    /* no closing mark begins before it */
     bool in_call;
+    bool begun;       /* whether the reply is a call without marks is decided */
+    bool without_marks;
     uint32_t n_calls; /* given out */
 } mp_reply_parser;
 
-/* Zero-initialized is a parser without tools. `format` is mepic_model_info.tool_format. */
-void mp_reply_parser_init(mp_reply_parser *parser, const char *format);
+/* Zero-initialized is a parser without tools. `format` is mepic_model_info.tool_format, `tools` the request's, in the
+ * form of either dialect. False: out of memory. */
+bool mp_reply_parser_init(mp_reply_parser *parser, const char *format, const json_t *tools);
 void mp_reply_parser_clear(mp_reply_parser *parser);
 bool mp_reply_parser_push(mp_reply_parser *parser, const char *text, size_t len, const mp_reply_sink *sink);
 /* The reply is over: what was held is a call or text. */
