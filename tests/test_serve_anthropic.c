@@ -416,10 +416,10 @@ static void what_stands_between_separators_is_a_chunk(void **state) {
     add(&body, "{\"max_tokens\":1,\"prompt\":\"x # # %s # # %s # # q\"}", content, content);
     assert_int_equal(chunk_tokens("/v1/completions", body.data), 2 * one);
     body.len = 0;
-    add(&body, "{\"prompt\":\"x # # %s # # q\"}", content);
+    add(&body, "{\"prompt\":\"x # # %s # # %s # # q\"}", content, content);
     json_t *tokens = http_ask_json(port, "POST", "/tokenize", body.data, 200);
     body.len = 0;
-    add(&body, "{\"prompt\":\"x - - %s - - q\"}", content);
+    add(&body, "{\"prompt\":\"x - - %s - - %s - - q\"}", content, content);
     json_t *plain = http_ask_json(port, "POST", "/tokenize", body.data, 200);
     assert_int_equal(number_at(tokens, "count"), number_at(plain, "count"));
     json_decref(tokens);

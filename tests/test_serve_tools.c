@@ -10,6 +10,7 @@
 
 #include "serve/json.h"
 #include "serve/tools.h"
+#include "support/models.h"
 #include "support/server.h"
 #include "support/tools.h"
 
@@ -69,6 +70,9 @@ static void calls_are_found_however_a_reply_is_cut(void **state) {
         { CALL("{\"name\": \"arguments\", \"x\": [\"arguments\"], \"arguments\": {\"n\": 1}}"),
           "[arguments {\"n\": 1}]" },
         { CALL("{\"name\": \"now\"}"), "[now {}]" },
+        { CALL("{\"name\": \"f\", \"arguments\": {\"a\": \"long long long long\"}}") CALL("{\"name\": \"g\"}") "end",
+          "[f {\"a\": \"long long long long\"}][g {}]end" },
+        { CALL("{\"a\": {\"arguments\": 1}, \"name\": \"f\", \"arguments\": {}}"), "[f {}]" },
         { CALL("{{\"name\": \"f\", \"arguments\": {\"a\": 1}}}"), "[f {\"a\": 1}]" },
         { "a " CALL("{\"name\": \"f\", \"arguments\": {}}") " b", "a[f {}] b" },
         /* what is no call is text, as it was */
@@ -376,6 +380,51 @@ static void both_dialects_make_the_same_prompt(void **state) {
                         LISTED "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
 }
 
+/* Whatever allocation of ours fails, a request is refused as such, and nothing is lost. */
+static void failing_memory_is_reported(void **state) {
+    (void)state;
+    static const struct {
+        const mp_dialect *dialect;
+        const char *body;
+    } cases[] = {
+        { &mp_openai_chat,
+          "{\"messages\":[{\"role\":\"user\",\"content\":\"U # V # W\"},{\"role\":\"assistant\","
+          "\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\","
+          "\"content\":\"long enough\"}],\"documents\":[\"D\"],\"parallel_tool_calls\":false,\"tools\":[" OPENAI_TOOL
+          "]}" },
+        { &mp_anthropic_messages,
+          "{\"system\":\"S\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"document\",\"title\":\"T\","
+          "\"source\":{\"type\":\"text\",\"data\":\"D\"}},{\"type\":\"text\",\"text\":\"U\"}]},{\"role\":\"assistant\","
+          "\"content\":[{\"type\":\"tool_use\",\"name\":\"f\",\"input\":{}}]},{\"role\":\"user\",\"content\":[{"
+          "\"type\":"
+          "\"tool_result\",\"is_error\":true,\"content\":\"R\"}]}],\"stop_sequences\":[\"x\"],\"tools\":[{\"name\":"
+          "\"f\",\"input_schema\":{}}]}" },
+    };
+    mp_api api = api_of_engine();
+    api.chunk_separator = " # ";
+    api.chunk_tool_results = 5;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *body = json_loads(cases[i].body, 0, NULL);
+        assert_non_null(body);
+        bool ok = false;
+        for (uint64_t n = 1; !ok; n++) {
+            mepic_error why;
+            mp_api_error err = { 0 };
+            mp_generation *generation;
+            mp_writer *writer;
+            assert_true(n < 1000);
+            assert_int_equal(mp_generation_open(&generation, &why), MEPIC_OK);
+            mp_mem_fail_at(n, false);
+            ok = cases[i].dialect->read(&api, body, 1, generation, &writer, &err);
+            mp_mem_fail_at(0, false);
+            if (!ok && err.status != 503) fail_msg("allocation %d: %s", (int)n, err.message);
+            if (ok) cases[i].dialect->close(writer);
+            mp_generation_free(generation);
+        }
+        json_decref(body);
+    }
+}
+
 /* ---- Over HTTP --------------------------------------------------------------------------------------------------- */
 
 static void what_is_wrong_is_named(void **state) {
@@ -407,6 +456,17 @@ static void what_is_wrong_is_named(void **state) {
         }
         json_decref(root);
     }
+}
+
+static void a_list_of_tools_is_tokenized(void **state) {
+    (void)state;
+    json_t *tokens = http_ask_json(port, "POST", "/tokenize", OPENAI(""), 200);
+    char *ids = json_dumps(tokens, 0);
+    json_t *text = http_ask_json(port, "POST", "/detokenize", ids, 200);
+    assert_string_equal(text_at(text, "content"), LISTED "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
+    free(ids);
+    json_decref(text);
+    json_decref(tokens);
 }
 
 static void a_model_without_tools_says_so(void **state) {
@@ -485,7 +545,71 @@ static int setup_tools(void **state) {
     return 0;
 }
 
-int main(void) {
+/* ---- A real model ------------------------------------------------------------------------------------------------ */
+
+#define WEATHER "\"description\":\"Get the current weather of a city\","
+#define SCHEMA "{\"type\":\"object\",\"properties\":{\"city\":{\"type\":\"string\"}},\"required\":[\"city\"]}"
+#define QUESTION "{\"role\":\"user\",\"content\":\"What is the weather in Paris right now? Use the tool.\"}"
+#define EXACT "\"temperature\":0,\"max_tokens\":60"
+#define OPENAI_WEATHER                                                                                                 \
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_weather\"," WEATHER "\"parameters\":" SCHEMA       \
+    "}}]," EXACT
+
+/* Asked over both APIs, it calls the tool with the same arguments; with the result, only that is computed. */
+static void a_real_model_calls_its_tool(void **state) {
+    (void)state;
+    json_t *call =
+        http_ask_json(port, "POST", "/v1/chat/completions", "{\"messages\":[" QUESTION "]," OPENAI_WEATHER "}", 200);
+    assert_string_equal(text_at(call, "choices/0/finish_reason"), "tool_calls");
+    assert_string_equal(text_at(call, "choices/0/message/tool_calls/0/function/name"), "get_weather");
+    const char *arguments = text_at(call, "choices/0/message/tool_calls/0/function/arguments");
+    json_t *given = json_loads(arguments, 0, NULL);
+    assert_string_equal(text_at(given, "city"), "Paris");
+    json_t *use = http_ask_json(port, "POST", "/v1/messages",
+                                "{\"messages\":[" QUESTION "],\"tools\":[{\"name\":\"get_weather\"," WEATHER
+                                "\"input_schema\":" SCHEMA "}]," EXACT "}",
+                                200);
+    assert_string_equal(text_at(use, "stop_reason"), "tool_use");
+    assert_string_equal(text_at(use, "content/0/name"), "get_weather");
+    assert_true(json_equal(at(use, "content/0/input"), given));
+    assert_true(number_at(use, "usage/cache_read_input_tokens") > number_at(call, "usage/prompt_tokens") - 17);
+    char *message = json_dumps(at(call, "choices/0/message"), 0), body[4096];
+    snprintf(body, sizeof body,
+             "{\"messages\":[" QUESTION ",%s,{\"role\":\"tool\",\"content\":\"{\\\"degrees\\\": 21}\"}]," OPENAI_WEATHER
+             "}",
+             message);
+    json_t *answer = http_ask_json(port, "POST", "/v1/chat/completions", body, 200);
+    assert_true(number_at(answer, "usage/prompt_tokens_details/prefix_tokens") >
+                number_at(call, "usage/prompt_tokens") - 17);
+    free(message);
+    json_decref(answer);
+    json_decref(use);
+    json_decref(given);
+    json_decref(call);
+}
+
+static int setup_model(void **state) {
+    (void)state;
+    static char path[512];
+    assert_true(real_model_find(QWEN_0_5B, path, sizeof path));
+    const mepic_engine_options options = { .size = sizeof options,
+                                           .model_path = path,
+                                           .device = "cpu",
+                                           .context = 2048,
+                                           .pages = 256,
+                                           .canonical_context = "" };
+    engine = open_engine(&options);
+    const mp_server_options serve = default_options();
+    start(&serve);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "model") == 0) {
+        char path[512];
+        const struct CMUnitTest real[] = { cmocka_unit_test(a_real_model_calls_its_tool) };
+        return real_model_find(QWEN_0_5B, path, sizeof path) ? cmocka_run_group_tests(real, setup_model, teardown) : 77;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calls_are_found_however_a_reply_is_cut),
         cmocka_unit_test(text_is_not_held_back),
@@ -494,7 +618,9 @@ int main(void) {
         cmocka_unit_test(anthropic_bodies_have_tool_use),
         cmocka_unit_test(anthropic_streams_are_blocks_in_order),
         cmocka_unit_test(both_dialects_make_the_same_prompt),
+        cmocka_unit_test(failing_memory_is_reported),
         cmocka_unit_test(what_is_wrong_is_named),
+        cmocka_unit_test(a_list_of_tools_is_tokenized),
         cmocka_unit_test(a_model_without_tools_says_so),
         cmocka_unit_test(long_tool_results_are_chunks),
     };

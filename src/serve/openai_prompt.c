@@ -155,13 +155,11 @@ static bool add_text_prompt(const mp_api *api, const mp_openai_request *request,
     int32_t *ids = NULL;
     bool ok = mp_draft_add_documents(&draft, request->documents, err);
     if (ok && json_is_string(prompt)) {
-        ok =
-            mp_draft_add_written(&draft, api, opening, json_string_value(prompt), json_string_length(prompt), ending) ||
-            mp_refuse_memory(err, "a prompt");
-        /* Who writes a raw prompt writes its template too. */
-        for (uint32_t i = 0; ok && !documents && i < draft.n_segments; i++) {
-            draft.segments[i].parse_special = draft.segments[i].kind == MEPIC_TEXT;
-        }
+        const char *text = json_string_value(prompt);
+        size_t len = json_string_length(prompt);
+        ok = documents ? mp_draft_add_written(&draft, api, opening, text, len, ending)
+                       : mp_draft_add_raw(&draft, api, text, len);
+        ok = ok || mp_refuse_memory(err, "a prompt");
     } else if (ok && json_is_array(prompt) && json_array_size(prompt) > 0 && !documents) {
         size_t n;
         ids = mp_token_ids_read(prompt, path, &n, err);

@@ -76,11 +76,19 @@ bool mp_draft_add_written(mp_prompt_draft *draft, const mp_api *api, const char 
     if (close == len) return mp_draft_add_text(draft, before, text, len, after);
     bool ok = mp_draft_add_text(draft, before, text, open + n, "");
     for (; ok && close < len; open = close, close = find_separator(text, open + n, len, separator, n)) {
-        size_t chunk = close - open - n; // an empty one takes no place
-        ok = chunk == 0 ||
-             mp_draft_add(draft, (mepic_segment){ .kind = MEPIC_CHUNK, .text = text + open + n, .len = chunk });
+        ok = mp_draft_add(draft,
+                          (mepic_segment){ .kind = MEPIC_CHUNK, .text = text + open + n, .len = close - open - n });
         size_t next = find_separator(text, close + n, len, separator, n);
         ok = ok && mp_draft_add_text(draft, "", text + close, next < len ? n : len - close, next < len ? "" : after);
+    }
+    return ok;
+}
+
+bool mp_draft_add_raw(mp_prompt_draft *draft, const mp_api *api, const char *text, size_t len) {
+    uint32_t i = draft->n_segments;
+    bool ok = mp_draft_add_written(draft, api, "", text, len, "");
+    for (; ok && i < draft->n_segments; i++) {
+        draft->segments[i].parse_special = draft->segments[i].kind == MEPIC_TEXT;
     }
     return ok;
 }

@@ -32,6 +32,8 @@ bool mp_draft_add_text(mp_prompt_draft *draft, const char *before, const char *t
  * The separators stay in the prompt, as text. */
 bool mp_draft_add_written(mp_prompt_draft *draft, const mp_api *api, const char *before, const char *text, size_t len,
                           const char *after);
+/* The same for a raw prompt: who writes one writes its template too, so special tokens are parsed outside chunks. */
+bool mp_draft_add_raw(mp_prompt_draft *draft, const mp_api *api, const char *text, size_t len);
 /* The result of a tool: with --chunk-tool-results, a long one is a chunk. */
 bool mp_draft_add_result(mp_prompt_draft *draft, const mp_api *api, const char *text, size_t len);
 /* `text`, which is emptied, as a chunk behind `before`; without the newlines at its end. */

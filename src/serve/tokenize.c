@@ -10,7 +10,7 @@
 enum { PIECE_BYTES_MAX = 1024 };
 
 typedef struct tokenize_request {
-    const json_t *model, *prompt, *messages, *documents, *content;
+    const json_t *model, *prompt, *messages, *documents, *tools, *content;
     bool add_special_tokens, return_token_strs, add_generation_prompt; /* vLLM's */
     bool add_special, parse_special, with_pieces;                      /* llama.cpp's */
 } tokenize_request;
@@ -26,6 +26,7 @@ static const mp_field tokenize_fields[] = {
     OTHER(prompt),
     OTHER(messages),
     OTHER(documents),
+    OTHER(tools),
     OTHER(content),
     FLAG(add_special_tokens),
     FLAG(return_token_strs),
@@ -48,22 +49,23 @@ static const mp_field detokenize_fields[] = {
 
 /* ---- Tokens of text ---------------------------------------------------------------------------------------------- */
 
-/* A prompt's tokens are those a request with it is given: prepared, not only tokenized. */
-static bool prepare_text(const mp_api *api, const json_t *text, bool special, bool parse, mepic_prepared **out,
-                         mp_api_error *err) {
+/* A prompt's tokens are those a request with it is given: prepared, not only tokenized. `raw`: as a prompt; else
+ * special tokens are parsed if `parse`. */
+static bool prepare_text(const mp_api *api, const json_t *text, bool raw, bool special, bool parse,
+                         mepic_prepared **out, mp_api_error *err) {
     const mepic_segment segment = { .text = json_string_value(text),
                                     .len = json_string_length(text),
                                     .parse_special = parse };
     if (segment.len == 0) return true; // no tokens
     mp_prompt_draft draft = { 0 };
-    bool ok = (mp_draft_add(&draft, segment) || mp_refuse_memory(err, "a prompt")) &&
-              mp_draft_prepare(&draft, api, !special, out, err);
+    bool ok = raw ? mp_draft_add_raw(&draft, api, segment.text, segment.len) : mp_draft_add(&draft, segment);
+    ok = (ok || mp_refuse_memory(err, "a prompt")) && mp_draft_prepare(&draft, api, !special, out, err);
     mp_draft_clear(&draft);
     return ok;
 }
 
 static bool prepare_messages(const mp_api *api, const tokenize_request *r, mepic_prepared **out, mp_api_error *err) {
-    const mp_openai_request chat = { .messages = r->messages, .documents = r->documents };
+    const mp_openai_request chat = { .messages = r->messages, .documents = r->documents, .tools = r->tools };
     mepic_error why;
     mp_generation *generation;
     if (mp_generation_open(&generation, &why) != MEPIC_OK) return mp_refuse_engine(err, &why);
@@ -98,8 +100,8 @@ static bool read_tokenize(const mp_api *api, const json_t *body, tokenize_reques
     if (!json_is_string(text)) {
         return mp_refuse(err, 400, "invalid_type", name, "'%s' is %s; it must be a string", name, mp_json_kind(text));
     }
-    return r->prompt ? prepare_text(api, text, r->add_special_tokens, true, out, err)
-                     : prepare_text(api, text, r->add_special, r->parse_special, out, err);
+    return r->prompt ? prepare_text(api, text, true, r->add_special_tokens, true, out, err)
+                     : prepare_text(api, text, false, r->add_special, r->parse_special, out, err);
 }
 
 /* A token's text; where it is no whole characters, for llama.cpp's clients, its bytes. */

@@ -107,27 +107,36 @@ bool mp_tools_read_anthropic(mp_prompt_draft *draft, const json_t *tools, mp_api
     return true;
 }
 
-/* An object as text, or none, is taken as it is; free with mp_free. NULL: it is something else, or out of memory. */
-static char *copy_arguments(const char *text, size_t len) {
-    while (len > 0 && is_blank(text[0])) text++, len--;
-    while (len > 0 && is_blank(text[len - 1])) len--;
-    if (len == 0) return mp_strndup("{}", 2);
+static void trim(const char **text, size_t *len) {
+    while (*len > 0 && is_blank((*text)[0])) ++*text, --*len;
+    while (*len > 0 && is_blank((*text)[*len - 1])) --*len;
+}
+
+/* Whether a text holds an object, or nothing; it is trimmed. */
+static bool holds_object(const char **text, size_t *len) {
+    trim(text, len);
     mp_api_error ignored;
-    json_t *object = mp_json_parse(text, len, &ignored);
+    json_t *object = *len > 0 ? mp_json_parse(*text, *len, &ignored) : NULL;
     json_decref(object);
-    return object ? mp_strndup(text, len) : NULL;
+    return object || *len == 0;
+}
+
+/* No arguments are an object without members. Free with mp_free; NULL: out of memory. */
+static char *copy_arguments(const char *text, size_t len) {
+    trim(&text, &len);
+    return len > 0 ? mp_strndup(text, len) : mp_strndup("{}", 2);
 }
 
 bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t *arguments, const char *path,
                        mp_api_error *err) {
     if (!check_name(name, path, err)) return false;
-    char *text = NULL;
-    if (json_is_object(arguments)) text = dump(arguments);
-    if (json_is_string(arguments)) text = copy_arguments(json_string_value(arguments), json_string_length(arguments));
-    if (!text) {
+    const char *text = json_string_value(arguments);
+    size_t len = json_string_length(arguments);
+    if (!json_is_object(arguments) && !(text && holds_object(&text, &len))) {
         return mp_refuse(err, 400, "invalid_value", path, "'%s': a call's arguments must be a JSON object", path);
     }
-    return mp_draft_add_call(draft, json_string_value(name), text) || mp_refuse_memory(err, "a call");
+    char *copy = text ? copy_arguments(text, len) : dump(arguments);
+    return mp_draft_add_call(draft, json_string_value(name), copy) || mp_refuse_memory(err, "a call");
 }
 
 bool mp_tools_read_choice(const json_t *choice, bool *none, mp_api_error *err) {
@@ -252,8 +261,7 @@ static char *slice_arguments(const char *text, size_t len) {
 /* The call in `text`, with its arguments as they are written; NULL: it is none. Some templates show models doubled
  * braces, {{"name": ...}}. */
 static json_t *read_call(const char *text, size_t len, char **arguments) {
-    while (len > 0 && is_blank(text[0])) text++, len--;
-    while (len > 0 && is_blank(text[len - 1])) len--;
+    trim(&text, &len);
     mp_api_error ignored;
     json_t *root = len > 0 ? mp_json_parse(text, len, &ignored) : NULL;
     if (!root && len > 4 && memcmp(text, "{{", 2) == 0 && memcmp(text + len - 2, "}}", 2) == 0) {
@@ -262,7 +270,7 @@ static json_t *read_call(const char *text, size_t len, char **arguments) {
     }
     const json_t *name = json_object_get(root, "name"), *given = json_object_get(root, "arguments");
     bool is_call = check_name(name, "", &ignored) && (!given || json_is_object(given));
-    if (is_call) *arguments = given ? slice_arguments(text, len) : mp_strndup("{}", 2);
+    if (is_call) *arguments = given ? slice_arguments(text, len) : copy_arguments("", 0);
     if (is_call && *arguments) return root;
     json_decref(root);
     return NULL;
