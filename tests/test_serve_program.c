@@ -101,6 +101,10 @@ static void bad_options_are_named(void **state) {
     (void)state;
     REFUSED("no model given", "--port", "0");
     REFUSED("0 to 65535", "--port", "65536");
+    REFUSED("--config: /nonexistent cannot be opened", "--config", "/nonexistent");
+    setenv("MEPIC_MAX_REPLIES", "many", 1);
+    REFUSED("MEPIC_MAX_REPLIES: 'many' is not a whole number from 1 to 65536", ENGINE);
+    unsetenv("MEPIC_MAX_REPLIES");
     REFUSED("--api-key-file", "-m", model(), "--api-key-file", "/nonexistent");
     REFUSED("API keys", ENGINE, "--host", "0.0.0.0", "--port", "0");
     REFUSED("host", ENGINE, "--host", "no host", "--port", "0");

@@ -49,19 +49,24 @@ const char *mp_nearest_name(const char *given, const char *const *names) {
     return nearest;
 }
 
-static mepic_status fail_unknown(const mp_option_group *groups, size_t n_groups, const char *given, mepic_error *err) {
+const char *mp_option_nearest(const mp_option_group *groups, size_t n_groups, const char *given) {
     const char *nearest = NULL;
     uint32_t distance = slip_limit(given);
     for (size_t g = 0; g < n_groups; g++) {
         for (size_t i = 0; i < groups[g].n; i++) keep_nearest(given, groups[g].options[i].name, &nearest, &distance);
     }
+    return nearest;
+}
+
+static mepic_status fail_unknown(const mp_option_group *groups, size_t n_groups, const char *given, mepic_error *err) {
+    const char *nearest = mp_option_nearest(groups, n_groups, given);
     if (nearest) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "unknown option --%s; did you mean --%s?", given, nearest);
     }
     return mp_fail(err, MEPIC_ERR_ARGUMENT, "unknown option --%s; --help lists what there is", given);
 }
 
-static const mp_option *find_name(const mp_option_group *groups, size_t n_groups, const char *name, size_t len) {
+const mp_option *mp_option_find(const mp_option_group *groups, size_t n_groups, const char *name, size_t len) {
     for (size_t g = 0; g < n_groups; g++) {
         for (size_t i = 0; i < groups[g].n; i++) {
             const mp_option *option = &groups[g].options[i];
@@ -208,44 +213,58 @@ static void describe_range(const mp_option *option, char *out, size_t cap) {
     }
 }
 
-static mepic_status fail_value(const mp_option *option, const char *value, mepic_error *err) {
+static mepic_status fail_value(const mp_option *option, const char *label, const char *value, mepic_error *err) {
     char range[256];
     describe_range(option, range, sizeof range);
-    return mp_fail(err, MEPIC_ERR_ARGUMENT, "--%s: '%.80s' is not %s", option->name, value, range);
+    return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s: '%.80s' is not %s", label, value, range);
 }
 
-static mepic_status store(const mp_option *option, const char *value, mepic_error *err) {
+static mepic_status add_text(mp_texts *texts, uint32_t source, const char *label, const char *value, mepic_error *err) {
+    if (texts->source != source) texts->n = 0;
+    texts->source = source;
+    if (texts->n == MP_TEXTS_MAX) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s may be given at most %d times", label, MP_TEXTS_MAX);
+    }
+    texts->items[texts->n++] = value;
+    return MEPIC_OK;
+}
+
+mepic_status mp_option_store(const mp_option *option, uint32_t source, const char *label, const char *value,
+                             mepic_error *err) {
+    static const mp_word yes_words[] = { { "yes", 1 },   { "true", 1 }, { "1", 1 }, { "no", 0 },
+                                         { "false", 0 }, { "0", 0 },    { NULL, 0 } };
     uint64_t number;
+    uint32_t word;
     double real;
     switch (option->kind) {
-    case MP_OPTION_FLAG: *option->to.flag = true; return MEPIC_OK;
-    case MP_OPTION_TEXT: *option->to.text = value; return MEPIC_OK;
-    case MP_OPTION_TEXTS:
-        if (option->to.texts->n == MP_TEXTS_MAX) {
-            return mp_fail(err, MEPIC_ERR_ARGUMENT, "--%s may be given at most %d times", option->name, MP_TEXTS_MAX);
+    case MP_OPTION_FLAG:
+        if (!value || read_word(yes_words, value, &word)) {
+            *option->to.flag = !value || word;
+            return MEPIC_OK;
         }
-        option->to.texts->items[option->to.texts->n++] = value;
-        return MEPIC_OK;
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s: '%.80s' is not yes or no", label, value);
+    case MP_OPTION_TEXT: *option->to.text = value; return MEPIC_OK;
+    case MP_OPTION_TEXTS: return add_text(option->to.texts, source, label, value, err);
     case MP_OPTION_WORD:
-        return read_word(option->words, value, option->to.count) ? MEPIC_OK : fail_value(option, value, err);
+        return read_word(option->words, value, option->to.count) ? MEPIC_OK : fail_value(option, label, value, err);
     case MP_OPTION_COUNT:
-        return read_count(option, value, option->to.count) ? MEPIC_OK : fail_value(option, value, err);
+        return read_count(option, value, option->to.count) ? MEPIC_OK : fail_value(option, label, value, err);
     case MP_OPTION_COUNTS:
-        return read_counts(option, value, option->to.counts) ? MEPIC_OK : fail_value(option, value, err);
+        return read_counts(option, value, option->to.counts) ? MEPIC_OK : fail_value(option, label, value, err);
     case MP_OPTION_SIZE:
     case MP_OPTION_NUMBER: {
         bool ok = option->kind == MP_OPTION_SIZE ? read_size(value, &number) : read_whole(value, &number);
-        if (!ok || number < option->min || number > option->max) return fail_value(option, value, err);
+        if (!ok || number < option->min || number > option->max) return fail_value(option, label, value, err);
         *option->to.number = number;
         return MEPIC_OK;
     }
     case MP_OPTION_REAL:
         if (!read_real(value, &real) || real < option->low || real > option->high)
-            return fail_value(option, value, err);
+            return fail_value(option, label, value, err);
         *option->to.real = real;
         return MEPIC_OK;
     }
-    return mp_fail(err, MEPIC_ERR_ARGUMENT, "--%s: unknown kind of option", option->name);
+    return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s: unknown kind of option", label);
 }
 
 /* ---- Parsing ----------------------------------------------------------------------------------------------------- */
@@ -260,7 +279,7 @@ static mepic_status find_option(const mp_option_group *groups, size_t n_groups, 
     }
     if (arg[1] == '-') {
         size_t len = strcspn(arg + 2, "=");
-        option = find_name(groups, n_groups, arg + 2, len);
+        option = mp_option_find(groups, n_groups, arg + 2, len);
         if (!option) {
             char name[NAME_MAX_LEN + 1];
             snprintf(name, sizeof name, "%.*s", (int)(len < NAME_MAX_LEN ? len : NAME_MAX_LEN), arg + 2);
@@ -278,8 +297,8 @@ static mepic_status find_option(const mp_option_group *groups, size_t n_groups, 
     return MEPIC_OK;
 }
 
-mepic_status mp_options_parse(const mp_option_group *groups, size_t n_groups, int argc, char **argv, bool *help,
-                              mepic_error *err) {
+mepic_status mp_options_parse_as(const mp_option_group *groups, size_t n_groups, uint32_t source, int argc, char **argv,
+                                 bool *help, mepic_error *err) {
     *help = false;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
@@ -299,10 +318,17 @@ mepic_status mp_options_parse(const mp_option_group *groups, size_t n_groups, in
             }
             value = argv[++i];
         }
-        status = store(option, value, err);
+        char label[NAME_MAX_LEN + 3];
+        snprintf(label, sizeof label, "--%s", option->name);
+        status = mp_option_store(option, source, label, value, err);
         if (status != MEPIC_OK) return status;
     }
     return MEPIC_OK;
+}
+
+mepic_status mp_options_parse(const mp_option_group *groups, size_t n_groups, int argc, char **argv, bool *help,
+                              mepic_error *err) {
+    return mp_options_parse_as(groups, n_groups, 0, argc, argv, help, err);
 }
 
 /* ---- Help -------------------------------------------------------------------------------------------------------- */
@@ -343,10 +369,16 @@ void mp_options_help(FILE *file, const mp_option_group *groups, size_t n_groups)
 
 bool mp_options_begin(const char *command, const char *usage, const mp_option_group *groups, size_t n_groups, int argc,
                       char **argv, int *exit_status) {
-    bool help;
+    bool help = false;
     mepic_error err;
-    if (mp_options_parse(groups, n_groups, argc, argv, &help, &err) != MEPIC_OK) {
-        fprintf(stderr, "mepic %s: %s\n", command, err.message);
+    mepic_status status = mp_options_parse(groups, n_groups, argc, argv, &help, &err);
+    return mp_options_end(command, usage, groups, n_groups, status, help, &err, exit_status);
+}
+
+bool mp_options_end(const char *command, const char *usage, const mp_option_group *groups, size_t n_groups,
+                    mepic_status status, bool help, const mepic_error *err, int *exit_status) {
+    if (status != MEPIC_OK) {
+        fprintf(stderr, "mepic %s: %s\n", command, err->message);
         *exit_status = MP_EXIT_USAGE;
         return false;
     }

@@ -3,7 +3,7 @@
  * A command describes its options in groups, each option with the place its value goes to; parsing writes there and
  * nowhere else. `--name VALUE`, `--name=VALUE`, `-x VALUE` and `-xVALUE` are the same; the last one given wins; there
  * are no positional arguments. Every refused value is named together with what would be accepted. Values point into
- * argv. Any thread. */
+ * argv. Options can come from more than the command line: cli/settings.h. Any thread. */
 #ifndef MEPIC_CLI_OPTIONS_H
 #define MEPIC_CLI_OPTIONS_H
 
@@ -35,6 +35,7 @@ enum { MP_TEXTS_MAX = 1024, MP_COUNTS_MAX = 32 };
 typedef struct mp_texts {
     const char *items[MP_TEXTS_MAX];
     uint32_t n;
+    uint32_t source; /* who gave them: a value of another source begins anew */
 } mp_texts;
 typedef struct mp_counts {
     uint32_t items[MP_COUNTS_MAX];
@@ -97,6 +98,21 @@ void mp_options_help(FILE *file, const mp_option_group *groups, size_t n_groups)
 /* What a command does first: parse, print help or the error. False: the command ends with *exit_status. */
 bool mp_options_begin(const char *command, const char *usage, const mp_option_group *groups, size_t n_groups, int argc,
                       char **argv, int *exit_status);
+
+/* ---- For those that bring options from elsewhere ---------------------------------------------------------------- */
+
+const mp_option *mp_option_find(const mp_option_group *groups, size_t n_groups, const char *name, size_t len);
+/* The name nearest to `given`, as below. */
+const char *mp_option_nearest(const mp_option_group *groups, size_t n_groups, const char *given);
+/* Puts a value, which is kept by pointer, where the option says. `label` is what messages call the option. A flag's
+ * value is yes or no, NULL is yes. `source` is a number; the command line's is 0. */
+mepic_status mp_option_store(const mp_option *option, uint32_t source, const char *label, const char *value,
+                             mepic_error *err);
+mepic_status mp_options_parse_as(const mp_option_group *groups, size_t n_groups, uint32_t source, int argc, char **argv,
+                                 bool *help, mepic_error *err);
+/* What begin does with the outcome of parsing. */
+bool mp_options_end(const char *command, const char *usage, const mp_option_group *groups, size_t n_groups,
+                    mepic_status status, bool help, const mepic_error *err, int *exit_status);
 
 /* The name nearest to `given` if it is near enough to be a slip, else NULL; `names` ends with NULL. */
 const char *mp_nearest_name(const char *given, const char *const *names);

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
+#include "cli/settings.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -12,7 +13,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 12, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum { N_SERVE_OPTIONS = 13, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
@@ -20,10 +21,11 @@ static const char usage_text[] =
     "Answers requests of OpenAI's API: POST /v1/chat/completions and /v1/completions, GET /v1/models; of Anthropic's:\n"
     "POST /v1/messages and /v1/messages/count_tokens; besides, POST /tokenize and /detokenize, GET /health, /version\n"
     "and /metrics. The address goes to standard output when it can be reached. SIGTERM or Ctrl-C lets what runs end,\n"
-    "a second one does not wait.\n";
+    "a second one does not wait.\n\n" MP_SETTINGS_USAGE;
 
 typedef struct serve_flags {
     mp_engine_flags engine;
+    mp_settings settings;
     const char *host, *key_file, *chunk_separator;
     mp_texts names;
     uint32_t port, max_replies, max_per_key, max_connections, drain, chunk_tool_results;
@@ -34,6 +36,7 @@ typedef struct serve_flags {
 
 static mp_option_group serve_group(serve_flags *f) {
     const mp_option options[N_SERVE_OPTIONS] = {
+        MP_SETTINGS_OPTION(&f->settings),
         MP_TEXT(0, "host", &f->host, "ADDRESS", "where to listen (default 127.0.0.1)"),
         MP_COUNT(0, "port", &f->port, 0, 65535, "N", "TCP port (default 8080; 0: a free one)"),
         MP_TEXT(0, "api-key-file", &f->key_file, "FILE",
@@ -166,12 +169,13 @@ int mp_cli_serve(int argc, char **argv) {
     serve_flags f = { .port = 8080, .max_replies = REPLIES_DEFAULT, .drain = DRAIN_SECONDS };
     const mp_option_group groups[] = { serve_group(&f), mp_engine_flags_group(&f.engine) };
     int result;
-    if (!mp_options_begin("serve", usage_text, groups, 2, argc, argv, &result)) return result;
+    if (!mp_settings_begin(&f.settings, "serve", usage_text, groups, 2, argc, argv, &result)) return result;
     f.engine.max_queued = f.max_replies;
     mp_keys *keys = NULL;
     mepic_error err;
     if (f.key_file && mp_keys_read(f.key_file, &keys, &err) != MEPIC_OK) {
         fprintf(stderr, "mepic serve: --api-key-file: %s\n", err.message);
+        mp_settings_clear(&f.settings);
         return MP_EXIT_USAGE;
     }
     int signals = catch_signals();
@@ -182,5 +186,6 @@ int mp_cli_serve(int argc, char **argv) {
     }
     close(signals);
     mp_keys_free(keys);
+    mp_settings_clear(&f.settings);
     return result;
 }
