@@ -319,6 +319,30 @@ static void anthropic_streams_are_blocks_in_order(void **state) {
                         "content_block_start content_block_delta content_block_stop message_delta message_stop ");
 }
 
+/* The comments in a stream of `n` tokens that all belong to a call. */
+static uint32_t comments_of(const mp_dialect *dialect, const char *body, uint32_t n) {
+    char *text = malloc(3 * n + 16);
+    assert_non_null(text);
+    memcpy(text, "<tool_call>{", 12);
+    memset(text + 12, '[', 3 * n - 12);
+    text[3 * n] = 0;
+    mp_buf out = write_reply(dialect, body, text, MEPIC_FINISH_LENGTH, -1);
+    uint32_t found = 0;
+    for (char *at = strstr(out.data, ": waiting\n\n"); at; at = strstr(at + 1, ": waiting\n\n")) found++;
+    free(text);
+    mp_buf_clear(&out);
+    return found;
+}
+
+static void a_long_call_does_not_look_dead(void **state) {
+    (void)state;
+    assert_int_equal(comments_of(&mp_openai_chat, OPENAI(",\"stream\":true"), 20), 0);
+    assert_int_equal(comments_of(&mp_openai_chat, OPENAI(",\"stream\":true"), 100), 3);
+    assert_int_equal(comments_of(&mp_anthropic_messages, ANTHROPIC(",\"stream\":true"), 100), 3);
+    assert_int_equal(comments_of(&mp_openai_chat, OPENAI(""), 100), 0);
+    assert_int_equal(comments_of(&mp_anthropic_messages, ANTHROPIC(""), 100), 0);
+}
+
 /* ---- Prompts ----------------------------------------------------------------------------------------------------- */
 
 /* The prompt that a request becomes, as text; a chunk stands between braces. */
@@ -376,6 +400,12 @@ static void both_dialects_make_the_same_prompt(void **state) {
     assert_string_equal(anthropic, want);
     assert_string_equal(prompt_of(&mp_openai_chat, OPENAI(",\"tool_choice\":\"none\"")),
                         "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
+    static const char hinted[] =
+        "{" ASKED
+        ",\"tools\":[{\"type\":\"function\",\"cache_control\":{\"type\":\"ephemeral\"},\"function\":{\"name\":\"f\","
+        "\"parameters\":{\"type\":\"object\"},\"cache_control\":{\"type\":\"ephemeral\"}}}]}";
+    assert_string_equal(prompt_of(&mp_openai_chat, hinted),
+                        LISTED "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
     assert_string_equal(prompt_of(&mp_openai_chat, OPENAI("")),
                         LISTED "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
 }
@@ -617,6 +647,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(openai_streams_have_tool_calls),
         cmocka_unit_test(anthropic_bodies_have_tool_use),
         cmocka_unit_test(anthropic_streams_are_blocks_in_order),
+        cmocka_unit_test(a_long_call_does_not_look_dead),
         cmocka_unit_test(both_dialects_make_the_same_prompt),
         cmocka_unit_test(failing_memory_is_reported),
         cmocka_unit_test(what_is_wrong_is_named),

@@ -50,6 +50,16 @@ static bool add_tool(mp_prompt_draft *draft, const json_t *tool, mp_api_error *e
     return (text && mp_draft_add_tool(draft, text)) || mp_refuse_memory(err, "a tool");
 }
 
+/* A tool as the model is to see it: gateways put cache_control into it, which moves. NULL: out of memory. */
+static json_t *without_hints(const json_t *tool, const json_t *function) {
+    json_t *copy = json_copy((json_t *)tool), *inside = json_copy((json_t *)function);
+    json_object_del(copy, "cache_control");
+    json_object_del(inside, "cache_control");
+    if (json_object_set_new(copy, "function", inside) == 0) return copy;
+    json_decref(copy);
+    return NULL;
+}
+
 bool mp_tools_read_openai(mp_prompt_draft *draft, const json_t *tools, mp_api_error *err) {
     if (!tools) return true;
     if (!check_list(tools, err)) return false;
@@ -72,7 +82,10 @@ bool mp_tools_read_openai(mp_prompt_draft *draft, const json_t *tools, mp_api_er
             return mp_refuse(err, 400, "invalid_type", inside, "'%s.parameters' is %s; it must be an object", inside,
                              mp_json_kind(parameters));
         }
-        if (!add_tool(draft, tool, err)) return false;
+        json_t *shown = without_hints(tool, function);
+        bool ok = shown ? add_tool(draft, shown, err) : mp_refuse_memory(err, "a tool");
+        json_decref(shown);
+        if (!ok) return false;
     }
     return true;
 }
