@@ -11,6 +11,7 @@
 #include "serve/json.h"
 #include "serve/tools.h"
 #include "support/models.h"
+#include "support/random.h"
 #include "support/server.h"
 #include "support/tools.h"
 
@@ -91,7 +92,8 @@ static void calls_are_found_however_a_reply_is_cut(void **state) {
         /* without marks: the whole reply, and a tool that there is */
         { "{\"name\": \"f\", \"arguments\": {\"a\": \"`\"}}", "[f {\"a\": \"`\"}]" },
         { "\n```json\n{\n \"arguments\": { },\n \"name\": \"g\"}\n```\n", "[g { }]" },
-        { "```\n{{ \"name\": \"g\" }}", "[g {}]" },
+        { "```\n{{ \"name\": \"g\", \"arguments\": {}}}", "[g {}]" },
+        { "{\"name\": \"g\"}", "{\"name\": \"g\"}" },
         { "{\"name\": \"h\", \"arguments\": {}}", "{\"name\": \"h\", \"arguments\": {}}" },
         { "{\"name\": \"f\", \"arguments\": {}} `", "{\"name\": \"f\", \"arguments\": {}} `" },
         { "{\"name\": \"f\", \"arguments\": {}} so", "{\"name\": \"f\", \"arguments\": {}} so" },
@@ -111,6 +113,52 @@ static void calls_are_found_however_a_reply_is_cut(void **state) {
                 fail_msg("in pieces of %zu, '%s' gave '%s', not '%s'", piece, cases[i][0], got.text, cases[i][1]);
             }
         }
+    }
+}
+
+/* Replies put together from what could be a call, whole and cut anywhere: the same parts. */
+static void cuts_do_not_matter(void **state) {
+    (void)state;
+    static const char *const words[] = { "<tool_call>",
+                                         "</tool_call>",
+                                         "{\"name\": \"f\"",
+                                         ", \"arguments\": {",
+                                         "}}",
+                                         "}",
+                                         "{",
+                                         "<",
+                                         "</tool_",
+                                         "\n",
+                                         " ",
+                                         "text",
+                                         "```",
+                                         "json",
+                                         "\"",
+                                         "\\",
+                                         "{\"name\": \"g\"}" };
+    rng r = rng_open(7);
+    mp_reply_parser parser;
+    for (uint32_t round = 0; round < 20000; round++) {
+        char reply[512] = "";
+        for (uint32_t n = rng_below(&r, 14); n > 0; n--) {
+            size_t len = strlen(reply);
+            snprintf(reply + len, sizeof reply - len, "%s", words[rng_below(&r, sizeof words / sizeof *words)]);
+        }
+        record whole, cut = { 0 };
+        parse(reply, sizeof reply, &whole);
+        const mp_reply_sink sink = { take_text, take_call, &cut };
+        json_t *both = json_pack("[{s:s},{s:{s:s}}]", "name", "f", "function", "name", "g");
+        assert_true(mp_reply_parser_init(&parser, "hermes", both));
+        for (size_t i = 0, n = strlen(reply); i < n;) {
+            size_t piece = 1 + rng_below(&r, 9);
+            if (piece > n - i) piece = n - i;
+            assert_true(mp_reply_parser_push(&parser, reply + i, piece, &sink));
+            i += piece;
+        }
+        assert_true(mp_reply_parser_end(&parser, &sink));
+        mp_reply_parser_clear(&parser);
+        json_decref(both);
+        if (strcmp(whole.text, cut.text) != 0) fail_msg("'%s' gave '%s' and '%s'", reply, whole.text, cut.text);
     }
 }
 
@@ -410,6 +458,39 @@ static void both_dialects_make_the_same_prompt(void **state) {
                         LISTED "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
 }
 
+/* Results come in any order; the template shows them without their calls' ids. */
+static void results_follow_their_calls(void **state) {
+    (void)state;
+#define TWO_RESULTS(one, two) "<tool_response>\n" one "\n</tool_response>\n<tool_response>\n" two "\n</tool_response>"
+    static const char openai[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"U\"},{\"role\":\"assistant\",\"tool_calls\":["
+        "{\"id\":\"a\",\"function\":{\"name\":\"f\",\"arguments\":\"\"}},{\"id\":\"b\",\"function\":{\"name\":\"f\","
+        "\"arguments\":\"{}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"%s\",\"content\":\"1\"},{\"role\":\"tool\","
+        "\"tool_call_id\":\"%s\",\"content\":\"2\"}]}";
+    static const struct {
+        const char *ids[2], *want;
+    } cases[] = {
+        { { "a", "b" }, TWO_RESULTS("1", "2") },
+        { { "b", "a" }, TWO_RESULTS("2", "1") },
+        { { "x", "b" }, TWO_RESULTS("2", "1") },
+        { { "x", "y" }, TWO_RESULTS("1", "2") },
+    };
+    char body[1024];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(body, sizeof body, openai, cases[i].ids[0], cases[i].ids[1]);
+        char *prompt = prompt_of(&mp_openai_chat, body);
+        if (!strstr(prompt, cases[i].want)) fail_msg("%s is not in %s", cases[i].want, prompt);
+    }
+    char *prompt = prompt_of(
+        &mp_anthropic_messages,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"U\"},{\"role\":\"assistant\",\"content\":[{\"type\":\"tool_"
+        "use\","
+        "\"id\":\"a\",\"name\":\"f\",\"input\":{}},{\"type\":\"tool_use\",\"id\":\"b\",\"name\":\"f\",\"input\":{}}]},"
+        "{\"role\":\"user\",\"content\":[{\"type\":\"tool_result\",\"tool_use_id\":\"b\",\"content\":\"1\"},{\"type\":"
+        "\"tool_result\",\"tool_use_id\":\"a\",\"content\":\"2\"},{\"type\":\"text\",\"text\":\"V\"}]}]}");
+    assert_non_null(strstr(prompt, TWO_RESULTS("2", "1") "<|im_end|>\n<|im_start|>user\nV"));
+}
+
 /* Whatever allocation of ours fails, a request is refused as such, and nothing is lost. */
 static void failing_memory_is_reported(void **state) {
     (void)state;
@@ -642,6 +723,7 @@ int main(int argc, char **argv) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calls_are_found_however_a_reply_is_cut),
+        cmocka_unit_test(cuts_do_not_matter),
         cmocka_unit_test(text_is_not_held_back),
         cmocka_unit_test(openai_bodies_have_tool_calls),
         cmocka_unit_test(openai_streams_have_tool_calls),
@@ -649,6 +731,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(anthropic_streams_are_blocks_in_order),
         cmocka_unit_test(a_long_call_does_not_look_dead),
         cmocka_unit_test(both_dialects_make_the_same_prompt),
+        cmocka_unit_test(results_follow_their_calls),
         cmocka_unit_test(failing_memory_is_reported),
         cmocka_unit_test(what_is_wrong_is_named),
         cmocka_unit_test(a_list_of_tools_is_tokenized),

@@ -42,6 +42,11 @@ static bool close_message(builder *b, const char *role) {
     return mp_draft_close(&b->draft, role) || mp_refuse_memory(b->err, "a message");
 }
 
+static bool close_result(builder *b, const json_t *call_id) {
+    b->begun = b->after_document = false;
+    return mp_draft_close_result(&b->draft, call_id) || mp_refuse_memory(b->err, "a message");
+}
+
 /* ---- Text -------------------------------------------------------------------------------------------------------- */
 
 typedef enum author { USER, ASSISTANT, TOOL } author;
@@ -180,7 +185,7 @@ static bool add_tool_result(builder *b, const json_t *block, const char *path) {
     bool failed = json_is_true(json_object_get(block, "is_error"));
     if (failed && !mp_draft_add_text(&b->draft, "Error: ", "", 0, "")) return mp_refuse_memory(b->err, "a message");
     bool empty = !content || json_is_null(content);
-    return (empty || add_content(b, content, inside, TOOL)) && close_message(b, "tool");
+    return (empty || add_content(b, content, inside, TOOL)) && close_result(b, json_object_get(block, "tool_use_id"));
 }
 
 /* Results are messages of their own. */
@@ -208,7 +213,8 @@ static bool add_assistant_block(builder *b, const json_t *block, const char *pat
         return mp_refuse(b->err, 400, "unsupported", path,
                          "'%s.type' must be text, tool_use or thinking in a message of the assistant", path);
     }
-    return mp_tools_add_call(&b->draft, json_object_get(block, "name"), json_object_get(block, "input"), path, b->err);
+    return mp_tools_add_call(&b->draft, json_object_get(block, "name"), json_object_get(block, "id"),
+                             json_object_get(block, "input"), path, b->err);
 }
 
 static bool add_assistant(builder *b, const json_t *content, const char *path) {

@@ -63,7 +63,7 @@ json_t *mp_api_timings(const mepic_usage *usage);
 /* "chatcmpl-" and a number in hex. */
 void mp_api_id(const mp_api *api, const char *prefix, uint64_t id, char *out, size_t cap);
 /* Of a stream: a comment for every 32 events in a row that wrote nothing: a call that is held back would look like a
- * a dead connection. `before`: out->len before the event; *quiet counts. */
+ * dead connection. `before`: out->len before the event; *quiet counts. */
 bool mp_sse_keep_alive(uint32_t *quiet, size_t before, mp_buf *out);
 /* "data: " value "\n\n", with "event: NAME\n" in front unless name is NULL; drops `value`. */
 bool mp_sse_write(const char *name, json_t *value, mp_buf *out);

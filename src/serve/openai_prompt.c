@@ -71,7 +71,7 @@ static bool add_content(mp_prompt_draft *draft, const mp_api *api, const json_t 
                      path, content ? mp_json_kind(content) : "missing");
 }
 
-/* [{"id", "type": "function", "function": {"name", "arguments": "..."}}]; results follow in the order of the calls. */
+/* [{"id", "type": "function", "function": {"name", "arguments": "..."}}] */
 static bool add_calls(mp_prompt_draft *draft, const json_t *message, const char *path, const char *role,
                       mp_api_error *err) {
     const json_t *calls = json_object_get(message, "tool_calls");
@@ -83,10 +83,10 @@ static bool add_calls(mp_prompt_draft *draft, const json_t *message, const char 
     for (size_t i = 0; i < json_array_size(calls); i++) {
         char inside[INSIDE_CAP];
         snprintf(inside, sizeof inside, "%s.tool_calls[%zu].function", path, i);
-        const json_t *function = json_object_get(json_array_get(calls, i), "function");
+        const json_t *call = json_array_get(calls, i), *function = json_object_get(call, "function");
         if (!json_is_object(function)) return refuse_type(inside, function, "an object", err);
         const json_t *name = json_object_get(function, "name"), *arguments = json_object_get(function, "arguments");
-        if (!mp_tools_add_call(draft, name, arguments, inside, err)) return false;
+        if (!mp_tools_add_call(draft, name, json_object_get(call, "id"), arguments, inside, err)) return false;
     }
     return true;
 }
@@ -108,7 +108,10 @@ static bool add_messages(mp_prompt_draft *draft, const mp_api *api, const mp_ope
         }
         if (!add_content(draft, api, message, path, role, opening, err)) return false;
         if (!add_calls(draft, message, path, role, err)) return false;
-        if (!mp_draft_close(draft, role)) return mp_refuse_memory(err, "a message");
+        bool result = strcmp(role, "tool") == 0;
+        bool closed = result ? mp_draft_close_result(draft, json_object_get(message, "tool_call_id"))
+                             : mp_draft_close(draft, role);
+        if (!closed) return mp_refuse_memory(err, "a message");
     }
     if (documents && !placed) {
         return mp_refuse(err, 400, "invalid_value", "documents",

@@ -7,7 +7,7 @@
 #include "serve/json.h"
 
 /* Tokens are about four bytes; code and tables have longer ones. */
-enum { DOCUMENT_BYTES_MAX = 16 << 20, BYTES_PER_TOKEN_MAX = 16, PATH_BYTES_MAX = 192 };
+enum { DOCUMENT_BYTES_MAX = 16 << 20, BYTES_PER_TOKEN_MAX = 16, PATH_BYTES_MAX = 192, ORDERED_MAX = 64 };
 
 /* ---- Parts ------------------------------------------------------------------------------------------------------- */
 
@@ -15,6 +15,7 @@ void mp_draft_clear(mp_prompt_draft *draft) {
     for (uint32_t i = 0; i < draft->n_owned; i++) mp_free(draft->owned[i]);
     mp_free(draft->owned);
     mp_free(draft->calls);
+    mp_free(draft->call_ids);
     mp_free(draft->tools);
     mp_free(draft->segments);
     mp_free(draft->messages);
@@ -110,10 +111,12 @@ bool mp_draft_add_chunk(mp_prompt_draft *draft, const char *before, mp_buf *text
     return ok && mp_draft_add_text(draft, before, "", 0, "") && mp_draft_add(draft, segment);
 }
 
-bool mp_draft_add_call(mp_prompt_draft *draft, const char *borrowed_name, char *arguments) {
-    if (!own(draft, arguments) || !grow(&draft->calls, draft->n_calls, &draft->cap_calls, sizeof *draft->calls)) {
+bool mp_draft_add_call(mp_prompt_draft *draft, const char *borrowed_name, const char *borrowed_id, char *arguments) {
+    if (!own(draft, arguments) || !grow(&draft->calls, draft->n_calls, &draft->cap_calls, sizeof *draft->calls) ||
+        !grow(&draft->call_ids, draft->n_calls, &draft->cap_call_ids, sizeof *draft->call_ids)) {
         return false;
     }
+    draft->call_ids[draft->n_calls] = borrowed_id;
     draft->calls[draft->n_calls++] = (mepic_tool_call){ .name = borrowed_name, .arguments = arguments };
     return true;
 }
@@ -142,6 +145,42 @@ bool mp_draft_close(mp_prompt_draft *draft, const char *role) {
 
 bool mp_refuse_memory(mp_api_error *err, const char *what) {
     return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for %s", what);
+}
+
+/* ---- Results of tools -------------------------------------------------------------------------------------------- */
+
+bool mp_draft_close_result(mp_prompt_draft *draft, const json_t *call_id) {
+    if (!mp_draft_close(draft, "tool")) return false;
+    draft->messages[draft->n_messages - 1].result_of = json_string_value(call_id);
+    return true;
+}
+
+/* Which of a message's calls has this id; their number: none. */
+static uint32_t find_call(const mp_prompt_draft *draft, const struct mp_draft_message *m, const char *id) {
+    uint32_t i = 0;
+    for (; id && i < m->n_calls; i++) {
+        const char *other = draft->call_ids[m->first_call + i];
+        if (other && strcmp(other, id) == 0) return i;
+    }
+    return m->n_calls;
+}
+
+/* Sorts by insertion, so results that name no call keep their order, behind the others. Absurdly many are left. */
+static void order_results(const mp_prompt_draft *draft) {
+    for (uint32_t i = 0; i < draft->n_messages; i++) {
+        const struct mp_draft_message *m = &draft->messages[i];
+        struct mp_draft_message *results = &draft->messages[i + 1];
+        uint32_t n = 0;
+        if (m->n_calls == 0 || m->n_calls > ORDERED_MAX) continue;
+        while (i + 1 + n < draft->n_messages && strcmp(results[n].role, "tool") == 0) n++;
+        if (n > ORDERED_MAX) continue;
+        for (uint32_t k = 1; k < n; k++) {
+            struct mp_draft_message moved = results[k];
+            uint32_t rank = find_call(draft, m, moved.result_of), at = k;
+            for (; at > 0 && find_call(draft, m, results[at - 1].result_of) > rank; at--) results[at] = results[at - 1];
+            results[at] = moved;
+        }
+    }
 }
 
 /* ---- Documents --------------------------------------------------------------------------------------------------- */
@@ -297,6 +336,7 @@ static bool check_bytes(const mp_prompt_draft *draft, const mp_api *api, mp_api_
 bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err) {
     if (!check_bytes(draft, api, err)) return false;
+    order_results(draft);
     mepic_message *messages = mp_calloc(draft->n_messages, sizeof *messages);
     if (!messages) return mp_refuse_memory(err, "a prompt");
     for (uint32_t i = 0; i < draft->n_messages; i++) {

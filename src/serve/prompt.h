@@ -13,10 +13,12 @@ typedef struct mp_prompt_draft {
         const char *role;
         uint32_t first, n;
         uint32_t first_call, n_calls;
+        const char *result_of; /* of a result: the id of its call; NULL = unknown */
     } *messages;
     uint32_t n_messages, cap_messages;
     mepic_tool_call *calls;
-    uint32_t n_calls, cap_calls;
+    const char **call_ids; /* [n_calls], NULL = unknown */
+    uint32_t n_calls, cap_calls, cap_call_ids;
     const char **tools;
     uint32_t n_tools, cap_tools;
     char **owned; /* texts that were put together */
@@ -40,10 +42,13 @@ bool mp_draft_add_result(mp_prompt_draft *draft, const mp_api *api, const char *
 bool mp_draft_add_chunk(mp_prompt_draft *draft, const char *before, mp_buf *text);
 /* A call of the message that is open, a tool of the conversation. What is not borrowed is a text of mp_alloc, which is
  * taken over, also on failure; it may be NULL, which fails. */
-bool mp_draft_add_call(mp_prompt_draft *draft, const char *borrowed_name, char *arguments);
+bool mp_draft_add_call(mp_prompt_draft *draft, const char *borrowed_name, const char *borrowed_id, char *arguments);
 bool mp_draft_add_tool(mp_prompt_draft *draft, char *tool);
 /* Makes a message of the parts and calls added since the last one. `role` is borrowed. */
 bool mp_draft_close(mp_prompt_draft *draft, const char *role);
+/* As mp_draft_close, for the result of a call: the results behind an assistant's calls are put into the order of the
+ * calls, since templates tell them apart by nothing else. */
+bool mp_draft_close_result(mp_prompt_draft *draft, const json_t *call_id);
 
 /* Adds `documents` (NULL: none) by the template of serve/documents.h: strings, {title, text}, {id, data}.
  * False: *err names the document. */

@@ -140,8 +140,8 @@ static char *copy_arguments(const char *text, size_t len) {
     return len > 0 ? mp_strndup(text, len) : mp_strndup("{}", 2);
 }
 
-bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t *arguments, const char *path,
-                       mp_api_error *err) {
+bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t *id, const json_t *arguments,
+                       const char *path, mp_api_error *err) {
     if (!check_name(name, path, err)) return false;
     const char *text = json_string_value(arguments);
     size_t len = json_string_length(arguments);
@@ -149,7 +149,8 @@ bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t 
         return mp_refuse(err, 400, "invalid_value", path, "'%s': a call's arguments must be a JSON object", path);
     }
     char *copy = text ? copy_arguments(text, len) : dump(arguments);
-    return mp_draft_add_call(draft, json_string_value(name), copy) || mp_refuse_memory(err, "a call");
+    return mp_draft_add_call(draft, json_string_value(name), json_string_value(id), copy) ||
+           mp_refuse_memory(err, "a call");
 }
 
 bool mp_tools_read_choice(const json_t *choice, bool *none, mp_api_error *err) {
@@ -344,6 +345,11 @@ static bool end_without_marks(mp_reply_parser *p, const mp_reply_sink *sink) {
     while (to > from && (is_blank(text[to - 1]) || (text[to - 1] == '`' && from > 0))) to--;
     char *arguments;
     json_t *call = read_call(text + from, to - from, &arguments);
+    if (call && !json_object_get(call, "arguments")) { // too little to go by
+        mp_free(arguments);
+        json_decref(call);
+        call = NULL;
+    }
     if (!call) return sink->text(sink->user, text, p->held.len);
     const json_t *name = json_object_get(call, "name");
     bool known = false;

@@ -20,8 +20,8 @@ bool mp_tools_read_openai(mp_prompt_draft *draft, const json_t *tools, mp_api_er
 bool mp_tools_read_anthropic(mp_prompt_draft *draft, const json_t *tools, mp_api_error *err);
 /* A call that the assistant made earlier, of the message that is open: `arguments` is an object, or one as text, which
  * is taken as it is. */
-bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t *arguments, const char *path,
-                       mp_api_error *err);
+bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t *id, const json_t *arguments,
+                       const char *path, mp_api_error *err);
 /* The "type" of an OpenAI tool_choice, or Anthropic's: false is a 400 for those that force a call. *none: no calls. */
 bool mp_tools_read_choice(const json_t *choice, bool *none, mp_api_error *err);
 /* At most one call: the reply ends with its first. */
