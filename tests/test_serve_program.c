@@ -185,6 +185,98 @@ static void a_reply_is_what_run_gives(void **state) {
     rmdir(directory);
 }
 
+/* ---- JSON lines ---------------------------------------------------------------------------------------------- */
+
+/* The next line of standard error, which must be one object with a time and a level; drop it. */
+static json_t *next_line(process *p) {
+    char line[4096];
+    if (!fgets(line, sizeof line, p->err)) fail_msg("no more lines");
+    json_t *root = json_loads(line, 0, NULL);
+    if (!root || strlen(text_at(root, "time")) != 24 || !text_at(root, "level")[0]) fail_msg("not a record: %s", line);
+    return root;
+}
+
+/* The next line of that event and path; the words of the engine in between are only looked at. */
+static json_t *next_event(process *p, const char *event, const char *path) {
+    for (;;) {
+        json_t *line = next_line(p);
+        bool found = strcmp(text_at(line, "event"), event) == 0;
+        if (!found) assert_string_equal(text_at(line, "event"), "message");
+        if (found) {
+            assert_string_equal(text_at(line, "path"), path);
+            return line;
+        }
+        json_decref(line);
+    }
+}
+
+static void logs_are_objects(void **state) {
+    (void)state;
+    process p;
+    SERVE(&p, ENGINE, "--log", "json");
+    static const char chat[] = "/v1/chat/completions", completions[] = "/v1/completions";
+    json_decref(http_ask_json(port, "GET", "/v1/models", NULL, 200)); // debug: not a line without -v
+    json_t *line, *reply;
+    for (int i = 0; i < 2; i++) { // the second one finds what the first one computed
+        reply = http_ask_json(port, "POST", completions,
+                              "{\"prompt\":\"the same long text, which fills more than a page of the cache\","
+                              "\"n\":2,\"max_tokens\":3,\"ignore_eos\":true}",
+                              200);
+        line = next_event(&p, "request", completions);
+        assert_int_equal(number_at(line, "replies"), 2);
+        assert_false(json_is_true(at(line, "stream")));
+        char id[160];
+        snprintf(id, sizeof id, "%s", text_at(line, "id"));
+        json_int_t prompt_tokens = number_at(line, "prompt_tokens");
+        json_decref(line);
+        line = next_event(&p, "end", completions);
+        assert_string_equal(text_at(line, "id"), id);
+        assert_string_equal(text_at(line, "level"), "info");
+        assert_int_equal(number_at(line, "status"), 200);
+        assert_int_equal(number_at(line, "completion_tokens"), 6);
+        static const char *const parts[] = { "prefix_tokens", "chunk_tokens", "linked_tokens", "compiled_tokens",
+                                             "text_tokens" };
+        json_int_t sum = 0;
+        for (size_t k = 0; k < 5; k++) sum += number_at(line, parts[k]);
+        assert_int_equal(sum, prompt_tokens);
+        assert_int_equal(prompt_tokens, 2 * number_at(reply, "usage/prompt_tokens"));
+        if (i == 1) assert_true(number_at(line, "prefix_tokens") > 0);
+        assert_true(json_real_value(at(line, "total_ms")) >= json_real_value(at(line, "ttft_ms")));
+        assert_null(at(line, "error"));
+        json_decref(line);
+        json_decref(reply);
+    }
+    json_decref(http_ask_json(port, "POST", chat, "{\"messages\":3}", 400));
+    line = next_event(&p, "end", chat);
+    assert_int_equal(number_at(line, "status"), 400);
+    assert_non_null(strstr(text_at(line, "error"), "messages"));
+    assert_null(at(line, "replies"));
+    json_decref(line);
+    http_client c; // and one that leaves
+    open_stream(&c, completions, "{\"prompt\":\"x\",\"max_tokens\":60000,\"ignore_eos\":true,\"stream\":true}");
+    assert_non_null(http_read_line(&c));
+    line = next_event(&p, "request", completions);
+    assert_true(json_is_true(at(line, "stream")));
+    json_decref(line);
+    http_close(&c);
+    line = next_event(&p, "end", completions);
+    assert_int_equal(number_at(line, "status"), 499);
+    assert_true(number_at(line, "completion_tokens") > 0);
+    json_decref(line);
+    kill(p.pid, SIGTERM);
+    line = next_line(&p);
+    assert_non_null(strstr(text_at(line, "message"), "second signal"));
+    json_decref(line);
+    assert_int_equal(end(&p), 0);
+
+    spawn(&p, (const char *const[]){ "serve", "-m", "/nonexistent", "--cache-dir", "none", "--log", "json", NULL });
+    line = next_line(&p);
+    assert_string_equal(text_at(line, "level"), "error");
+    assert_non_null(strstr(text_at(line, "message"), "/nonexistent"));
+    json_decref(line);
+    assert_int_equal(end(&p), 2);
+}
+
 /* ---- Signals ----------------------------------------------------------------------------------------------------- */
 
 static void a_signal_lets_replies_end(void **state) {
@@ -235,6 +327,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_options_are_named),
         cmocka_unit_test(a_reply_is_what_run_gives),
+        cmocka_unit_test(logs_are_objects),
         cmocka_unit_test(a_signal_lets_replies_end),
         cmocka_unit_test(a_second_signal_does_not_wait),
     };

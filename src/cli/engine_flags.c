@@ -70,6 +70,11 @@ mp_option_group mp_engine_flags_group(mp_engine_flags *f) {
 
 static void write_log(void *user, mepic_log_level level, const char *message) {
     mp_session *session = user;
+    if (session->log) {
+        mp_progress_clear(&session->progress);
+        session->log->write(session->log->user, level, message);
+        return;
+    }
     if (level > MEPIC_LOG_WARN && !session->verbose) return;
     mp_progress_clear(&session->progress);
     fprintf(stderr, "mepic: %s\n", message);
@@ -82,7 +87,9 @@ static void show_loading(void *user, const char *what, uint64_t done, uint64_t t
 }
 
 /* "" = nowhere. */
-static void choose_cache_dir(const char *given, char *out, size_t cap) {
+static void choose_cache_dir(mp_session *session, const char *given) {
+    char *out = session->cache_dir;
+    size_t cap = sizeof session->cache_dir;
     const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     int n = 0;
     out[0] = 0;
@@ -96,7 +103,8 @@ static void choose_cache_dir(const char *given, char *out, size_t cap) {
     if (n < 0 || (size_t)n >= cap) out[0] = 0;
     mepic_error why;
     if (out[0] && mp_dir_make(out, &why) != MEPIC_OK) {
-        fprintf(stderr, "mepic: cache directory: %s; nothing is kept\n", why.message);
+        const mp_log log = { .write = write_log, .user = session };
+        mp_log_write(&log, MEPIC_LOG_WARN, "cache directory: %s; nothing is kept", why.message);
         out[0] = 0;
     }
 }
@@ -113,9 +121,10 @@ mepic_status mp_session_open(mp_session *session, const mp_engine_flags *flags,
     }
     memset(session, 0, sizeof *session);
     session->verbose = flags->verbose;
+    session->log = flags->log;
     session->threads = flags->threads ? flags->threads : usable_cores();
     mp_progress_init(&session->progress, !flags->quiet);
-    choose_cache_dir(flags->cache_dir, session->cache_dir, sizeof session->cache_dir);
+    choose_cache_dir(session, flags->cache_dir);
     const char *canonical = flags->canonical_context;
     mepic_engine_options options = {
         .size = sizeof options,

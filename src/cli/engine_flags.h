@@ -4,6 +4,7 @@
 #ifndef MEPIC_CLI_ENGINE_FLAGS_H
 #define MEPIC_CLI_ENGINE_FLAGS_H
 
+#include "base/log.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 
@@ -12,7 +13,8 @@ enum { MP_ENGINE_FLAGS_N = 19 };
 typedef struct mp_engine_flags {
     const char *model, *canonical_context, *cache_dir, *isa, *device;
     uint32_t threads, page_size, pages, context, max_running, step_tokens, kv_type, reuse, link_tokens, eviction;
-    uint32_t max_queued; /* not an option of this group: set by the command */
+    uint32_t max_queued; /* these two are no options of this group: set by the command */
+    const mp_log *log;   /* where the engine's words go; NULL: standard error */
     uint64_t kv_memory;
     double gpu_memory;
     bool quiet, verbose;
@@ -31,6 +33,7 @@ typedef struct mp_session {
     mepic_engine *engine;
     mepic_model_info info;
     mp_progress progress;
+    const mp_log *log; /* of the flags */
     bool verbose;
     uint64_t open_ns; /* time it took to open */
     uint32_t threads;

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
+#include "cli/serve_log.h"
 #include "cli/settings.h"
 
 #include <errno.h>
@@ -13,7 +14,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 13, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum { N_SERVE_OPTIONS = 14, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
@@ -30,9 +31,14 @@ typedef struct serve_flags {
     mp_texts names;
     uint32_t port, max_replies, max_per_key, max_connections, drain, chunk_tool_results;
     uint64_t max_body;
+    uint32_t json_log;
     bool open;
+    mp_serve_log lines;
+    mp_log log; /* to `lines` */
     mp_option table[N_SERVE_OPTIONS];
 } serve_flags;
+
+static const mp_word log_words[] = { { "text", 0 }, { "json", 1 }, { NULL, 0 } };
 
 static mp_option_group serve_group(serve_flags *f) {
     const mp_option options[N_SERVE_OPTIONS] = {
@@ -54,6 +60,9 @@ static mp_option_group serve_group(serve_flags *f) {
                 "what stands between two of them in a request's text is a chunk; they stay in the prompt"),
         MP_COUNT(0, "chunk-tool-results", &f->chunk_tool_results, 1, 1 << 24, "N",
                  "results of tools with N tokens or more are chunks"),
+        MP_WORD(0, "log", &f->json_log, log_words, "FORMAT",
+                "of what goes to standard error: text (default), or json, an object a line, with each request's start "
+                "and end"),
         MP_COUNT(0, "drain", &f->drain, 0, 3600, "SECONDS", "how long SIGTERM waits for what runs (default 30)"),
     };
     memcpy(f->table, options, sizeof options);
@@ -66,12 +75,6 @@ static void name_of_file(const char *path, char *out, size_t cap) {
     snprintf(out, cap, "%s", slash && slash[1] ? slash + 1 : path);
     char *dot = strrchr(out, '.');
     if (dot && dot != out && strcmp(dot, ".gguf") == 0) *dot = 0;
-}
-
-static void write_log(void *user, mepic_log_level level, const char *message) {
-    const mp_session *session = user;
-    if (level > MEPIC_LOG_WARN && !session->verbose) return;
-    fprintf(stderr, "mepic: %s\n", message);
 }
 
 static mepic_status open_server(const serve_flags *f, mp_session *session, const mp_keys *keys, const char *file_name,
@@ -89,7 +92,8 @@ static mepic_status open_server(const serve_flags *f, mp_session *session, const
         .max_body = f->max_body,
         .chunk_separator = f->chunk_separator,
         .chunk_tool_results = f->chunk_tool_results,
-        .log = { .write = write_log, .user = session },
+        .log = f->log,
+        .record = mp_serve_log_record,
     };
     if (f->names.n > MP_SERVED_NAMES_MAX) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "--alias may be given at most %d times", MP_SERVED_NAMES_MAX);
@@ -129,16 +133,16 @@ static void wait_for_either(int signals, mp_server *server, uint64_t deadline) {
 }
 
 /* Until the end. Returns the exit status. */
-static int run_server(mp_server *server, int signals, uint32_t drain_seconds) {
+static int run_server(mp_server *server, const mp_log *log, int signals, uint32_t drain_seconds) {
     while (!take_signal(signals)) {
         wait_for_either(signals, server, FOREVER);
         if (mp_server_broken(server)) {
-            fprintf(stderr, "mepic serve: the engine is broken; what ran was ended with an error\n");
+            mp_log_write(log, MEPIC_LOG_ERROR, "the engine is broken; what ran was ended with an error");
             return MP_EXIT_FAILURE;
         }
     }
     mp_server_drain(server);
-    fprintf(stderr, "mepic serve: ending; what runs has %u seconds, a second signal does not wait\n", drain_seconds);
+    mp_log_write(log, MEPIC_LOG_WARN, "ending; what runs has %u seconds, a second signal does not wait", drain_seconds);
     uint64_t deadline = mp_now_ns() + drain_seconds * NS;
     while (!mp_server_idle(server) && mp_now_ns() < deadline && !take_signal(signals)) {
         wait_for_either(signals, server, deadline);
@@ -153,14 +157,14 @@ static int serve(const serve_flags *f, mp_session *session, const mp_keys *keys,
     mepic_error err;
     mepic_status status = open_server(f, session, keys, file_name, &server, &err);
     if (status != MEPIC_OK) {
-        fprintf(stderr, "mepic serve: %s\n", err.message);
+        mp_log_write(&f->log, MEPIC_LOG_ERROR, "%s", err.message);
         return mp_exit_status(status);
     }
     bool v6 = f->host && strchr(f->host, ':');
     printf("mepic serve: %s at http://%s%s%s:%u\n", f->names.n ? f->names.items[0] : file_name, v6 ? "[" : "",
            f->host ? f->host : "127.0.0.1", v6 ? "]" : "", mp_server_port(server));
     fflush(stdout);
-    int result = run_server(server, signals, f->drain);
+    int result = run_server(server, &f->log, signals, f->drain);
     mp_server_close(server);
     return result;
 }
@@ -171,18 +175,26 @@ int mp_cli_serve(int argc, char **argv) {
     int result;
     if (!mp_settings_begin(&f.settings, "serve", usage_text, groups, 2, argc, argv, &result)) return result;
     f.engine.max_queued = f.max_replies;
+    f.lines = (mp_serve_log){ .file = stderr, .json = f.json_log, .verbose = f.engine.verbose };
+    f.log = (mp_log){ .write = mp_serve_log_write, .user = &f.lines };
+    f.engine.log = &f.log;
+    f.engine.quiet = f.engine.quiet || f.json_log;
     mp_keys *keys = NULL;
     mepic_error err;
     if (f.key_file && mp_keys_read(f.key_file, &keys, &err) != MEPIC_OK) {
-        fprintf(stderr, "mepic serve: --api-key-file: %s\n", err.message);
+        mp_log_write(&f.log, MEPIC_LOG_ERROR, "--api-key-file: %s", err.message);
         mp_settings_clear(&f.settings);
         return MP_EXIT_USAGE;
     }
     int signals = catch_signals();
     mp_session session;
-    if (mp_session_begin(&session, "serve", &f.engine, NULL, &result)) {
+    mepic_status status = mp_session_open(&session, &f.engine, NULL, &err);
+    if (status == MEPIC_OK) {
         result = serve(&f, &session, keys, signals);
         mp_session_close(&session);
+    } else {
+        mp_log_write(&f.log, MEPIC_LOG_ERROR, "%s", err.message);
+        result = mp_exit_status(status);
     }
     close(signals);
     mp_keys_free(keys);

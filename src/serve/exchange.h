@@ -61,14 +61,16 @@ struct mp_exchange {
     mp_buf body;
     uint64_t n_body;         /* bytes that came, kept or not */
     bool body_complete;      /* all bytes of the body came */
-    mp_api_error refused;    /* status != 0: the answer when the body was swallowed */
+    mp_api_error refused;    /* status != 0: the answer when the body was swallowed; later, why a stream failed */
+    unsigned status;         /* of the answer; 0: there is none yet */
+    mepic_usage usage;       /* of the replies so far, for the record */
     char request_id[136];
     /* of a route that generates (generate.c) */
     mp_feed *feed;
     mp_writer *writer;
     mp_buf taken, out;
     size_t out_sent;
-    bool streaming, ended, gone;
+    bool streaming, accepted, ended, gone;
 };
 
 /* Answers with `body`, which is taken over. */
@@ -79,6 +81,9 @@ enum MHD_Result mp_exchange_answer_json(mp_exchange *x, unsigned status, json_t 
 enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error);
 /* Starts an answer whose bytes come from `reader` as they are there. */
 enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_ContentReaderCallback reader);
+
+/* Tells the server's owner of the request: that it was accepted, or how it ended. */
+void mp_exchange_record(const mp_exchange *x, bool end, bool gone);
 
 /* The handler of routes that ask the engine. */
 enum MHD_Result mp_generate(mp_exchange *x);

@@ -67,17 +67,42 @@ static bool begin(mp_exchange *x, mp_api_error *err) {
         x->feed->tenant = x->key->index + 1;
     }
     if (!mp_loop_submit(server->loop, x->feed, err)) return false;
+    x->accepted = true;
+    mp_exchange_record(x, false, false);
     mp_watch_feed(x->watched, x->feed);
     return true;
 }
 
 /* ---- Events ------------------------------------------------------------------------------------------------------ */
 
+static uint64_t later(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
+static void count_event(mepic_usage *sum, const mp_feed_event *event) {
+    if (event->kind == MEPIC_EVENT_TOKEN) {
+        sum->completion_tokens++;
+        return;
+    }
+    const mepic_usage *u = &event->usage;
+    sum->prompt_tokens += u->prompt_tokens;
+    sum->prefix_tokens += u->prefix_tokens;
+    sum->chunk_tokens += u->chunk_tokens;
+    sum->linked_tokens += u->linked_tokens;
+    sum->compiled_tokens += u->compiled_tokens;
+    sum->computed_tokens += u->computed_tokens;
+    sum->preemptions += u->preemptions;
+    sum->queue_ns = later(sum->queue_ns, u->queue_ns);
+    sum->ttft_ns = later(sum->ttft_ns, u->ttft_ns);
+    sum->total_ns = later(sum->total_ns, u->total_ns);
+}
+
 /* Hands what was taken to the writer. */
 static bool write_events(mp_exchange *x) {
     size_t offset = 0;
     mp_feed_event event;
     while (mp_feed_event_next(&x->taken, &offset, &event)) {
+        count_event(&x->usage, &event);
         if (!x->route->dialect->event(x->writer, &event, &x->out)) return false;
     }
     return true;
@@ -124,6 +149,7 @@ static bool fill_stream(mp_exchange *x) {
         break;
     }
     x->ended = true;
+    x->refused = err;
     if (!x->gone) dialect->fail(x->writer, &err, &x->out);
     return true;
 }

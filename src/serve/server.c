@@ -50,8 +50,7 @@ static enum MHD_Result queue(mp_exchange *x, unsigned status, const char *type, 
     }
     enum MHD_Result result = MHD_queue_response(x->connection, status, response);
     MHD_destroy_response(response);
-    mp_log_write(&x->server->options.log, MEPIC_LOG_DEBUG, "%s %s %u%s%s", x->request_id,
-                 x->route ? x->route->path : "-", status, x->refused.status ? ": " : "", x->refused.message);
+    x->status = status;
     return result;
 }
 
@@ -84,6 +83,32 @@ enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_Content
     struct MHD_Response *response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, reader, x, NULL);
     if (response) MHD_add_response_header(response, "X-Accel-Buffering", "no");
     return queue(x, 200, type, response);
+}
+
+/* ---- Records ----------------------------------------------------------------------------------------------------- */
+
+void mp_exchange_record(const mp_exchange *x, bool end, bool gone) {
+    const mp_server_options *o = &x->server->options;
+    if (!o->record) return;
+    const mp_feed *feed = x->accepted ? x->feed : NULL;
+    const mp_api_error *why = &x->refused;
+    const mp_record record = {
+        .end = end,
+        .id = x->request_id,
+        .path = x->route ? x->route->path : NULL,
+        .key = x->key ? x->key->name : NULL,
+        .replies = feed ? feed->n_choices : 0,
+        .stream = feed && x->streaming,
+        .prompt_tokens = feed ? feed->n_tokens : 0,
+        .status = !end   ? 0
+                  : gone ? MP_STATUS_CLIENT_GONE
+                         : x->status,
+        .code = end && why->status ? why->code : NULL,
+        .error = end && why->status ? why->message : NULL,
+        .usage = x->usage,
+        .total_ns = mp_now_ns() - x->begun_ns,
+    };
+    o->record(o->log.user, &record);
 }
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
@@ -260,11 +285,11 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
 static void on_completed(void *cls, struct MHD_Connection *connection, void **state,
                          enum MHD_RequestTerminationCode code) {
     (void)connection;
-    (void)code;
     mp_server *server = cls;
     mp_exchange *x = *state;
     if (!x) return;
     *state = NULL;
+    mp_exchange_record(x, true, code != MHD_REQUEST_TERMINATED_COMPLETED_OK);
     mp_generate_end(x);
     mp_watch_deadline(x->watched, mp_now_ns() + IDLE_SECONDS * SECOND);
     mp_buf_clear(&x->body);
