@@ -9,6 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -318,6 +321,58 @@ static void a_second_signal_does_not_wait(void **state) {
     assert_int_equal(end(&p), 0);
 }
 
+/* ---- systemd ----------------------------------------------------------------------------------------------------- */
+
+/* A socket as systemd's, under this name, which the server finds in its environment; its descriptor. */
+static int listen_as_systemd(const char *name) {
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    size_t n = strlen(name);
+    memcpy(address.sun_path, name, n);
+    if (name[0] == '@') address.sun_path[0] = 0;
+    const struct timeval patience = { .tv_sec = 60 };
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    assert_true(fd >= 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n)), 0);
+    setenv("NOTIFY_SOCKET", name, 1);
+    return fd;
+}
+
+static void expect_told(int fd, const char *line) {
+    char text[256];
+    ssize_t n = recv(fd, text, sizeof text - 1, 0);
+    if (n < 0) fail_msg("%s was not told", line);
+    text[n] = 0;
+    if (strncmp(text, line, strlen(line)) != 0) fail_msg("'%s' instead of %s", text, line);
+}
+
+static void systemd_hears_of_start_and_end(void **state) {
+    (void)state;
+    char name[64];
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof name, "%s%d", i ? "@mepic-test-notify-" : "/tmp/mepic-notify-", (int)getpid());
+        int fd = listen_as_systemd(name);
+        process p;
+        SERVE(&p, ENGINE);
+        expect_told(fd, "READY=1\n");
+        json_decref(http_ask_json(port, "GET", "/v1/models", NULL, 200)); // what is ready answers
+        kill(p.pid, SIGTERM);
+        expect_told(fd, "STOPPING=1\n");
+        assert_int_equal(end(&p), 0);
+        close(fd);
+        unlink(name);
+    }
+    setenv("NOTIFY_SOCKET", name, 1); // nobody is there any more: it serves all the same
+    process p;
+    char line[512];
+    SERVE(&p, ENGINE);
+    assert_non_null(fgets(line, sizeof line, p.err));
+    assert_non_null(strstr(line, "NOTIFY_SOCKET"));
+    kill(p.pid, SIGTERM);
+    assert_int_equal(end(&p), 0);
+    unsetenv("NOTIFY_SOCKET");
+}
+
 int main(int argc, char **argv) {
     if (argc != 2) {
         fprintf(stderr, "usage: test_serve_program PROGRAM\n");
@@ -330,6 +385,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(logs_are_objects),
         cmocka_unit_test(a_signal_lets_replies_end),
         cmocka_unit_test(a_second_signal_does_not_wait),
+        cmocka_unit_test(systemd_hears_of_start_and_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

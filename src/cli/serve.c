@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
+#include "cli/notify.h"
 #include "cli/serve_log.h"
 #include "cli/settings.h"
 
@@ -132,6 +133,12 @@ static void wait_for_either(int signals, mp_server *server, uint64_t deadline) {
     mp_server_event_take(server);
 }
 
+/* A supervisor that cannot be told is no reason to end. */
+static void tell_supervisor(const mp_log *log, const char *state) {
+    mepic_error err;
+    if (mp_notify(state, &err) != MEPIC_OK) mp_log_write(log, MEPIC_LOG_WARN, "%s", err.message);
+}
+
 /* Until the end. Returns the exit status. */
 static int run_server(mp_server *server, const mp_log *log, int signals, uint32_t drain_seconds) {
     while (!take_signal(signals)) {
@@ -142,6 +149,7 @@ static int run_server(mp_server *server, const mp_log *log, int signals, uint32_
         }
     }
     mp_server_drain(server);
+    tell_supervisor(log, "STOPPING=1\nSTATUS=draining");
     mp_log_write(log, MEPIC_LOG_WARN, "ending; what runs has %u seconds, a second signal does not wait", drain_seconds);
     uint64_t deadline = mp_now_ns() + drain_seconds * NS;
     while (!mp_server_idle(server) && mp_now_ns() < deadline && !take_signal(signals)) {
@@ -164,6 +172,7 @@ static int serve(const serve_flags *f, mp_session *session, const mp_keys *keys,
     printf("mepic serve: %s at http://%s%s%s:%u\n", f->names.n ? f->names.items[0] : file_name, v6 ? "[" : "",
            f->host ? f->host : "127.0.0.1", v6 ? "]" : "", mp_server_port(server));
     fflush(stdout);
+    tell_supervisor(&f->log, "READY=1\nSTATUS=serving");
     int result = run_server(server, &f->log, signals, f->drain);
     mp_server_close(server);
     return result;
