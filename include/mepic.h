@@ -98,9 +98,9 @@ typedef struct mepic_engine_options {
     size_t kv_memory;              /* bytes for the pool; 0 = CPU: a quarter of the machine's memory, at most 4 GiB;
                                     * CUDA: what gpu_memory leaves beside the weights */
     uint32_t context;              /* longest request in tokens, prompt and reply; 0 = what the model was trained for */
-    uint32_t max_running;          /* requests computed together; 0 = 64 */
+    uint32_t max_running;          /* requests computed together; 0 = 64, on CUDA 256 */
     uint32_t max_queued;           /* requests waiting; 0 = 1024 */
-    uint32_t step_tokens;          /* most rows a step computes; 0 = 512 */
+    uint32_t step_tokens;          /* most rows a step computes; 0 = 512, on CUDA 2048 */
     mepic_kv_type kv_type;         /* default f16; bf16 on CUDA */
     mepic_reuse reuse;             /* default policy of a request */
     uint32_t link_tokens;          /* tokens recomputed at the head of every chunk; 0 = 16, see MEPIC_LINK_* */

@@ -71,7 +71,9 @@ enum { MP_SAMPLE_ON_HOST = -2 };
 typedef struct mp_backend_ops {
     const char *name;     /* "cpu" */
     uint32_t cell_tokens; /* of the plans it reads */
-    mepic_kv_type kv_type; /* the usual one */
+    mepic_kv_type kv_type; /* the usual one, and the usual numbers: */
+    uint32_t max_running;  /* requests computed together */
+    uint32_t step_tokens;  /* rows of a step */
     uint32_t (*n_devices)(void); /* that this machine has */
     /* Bytes for pages when nobody names a number: what is left beside the weights and all else that `config` (whose
      * n_pages does not matter) makes open take. */

@@ -138,10 +138,15 @@ static mp_backend_config backend_config(const mepic_engine *e) {
     };
 }
 
+/* The device, and the options whose defaults are its own. */
 static mepic_status find_backend(mepic_engine *e, mepic_error *err) {
-    mepic_status st = mp_backend_find(e->options.device, &e->ops, &e->device, err);
-    if (st == MEPIC_OK && e->options.kv_type == MEPIC_KV_DEFAULT) e->options.kv_type = e->ops->kv_type;
-    return st;
+    mepic_engine_options *o = &e->options;
+    mepic_status st = mp_backend_find(o->device, &e->ops, &e->device, err);
+    if (st != MEPIC_OK) return st;
+    if (o->kv_type == MEPIC_KV_DEFAULT) o->kv_type = e->ops->kv_type;
+    if (o->max_running == 0) o->max_running = e->ops->max_running;
+    if (o->step_tokens == 0) o->step_tokens = e->ops->step_tokens;
+    return MEPIC_OK;
 }
 
 static mepic_status count_pages(mepic_engine *e, size_t page_bytes, mepic_error *err) {

@@ -57,9 +57,9 @@ mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_opt
         { "threads", &o.threads, 1, 256, 0 },
         { "pages", &o.pages, 4, 1u << 24, 0 },
         { "context", &o.context, 16, 1u << 24, 0 },
-        { "max_running", &o.max_running, 1, 4096, 64 },
+        { "max_running", &o.max_running, 1, 4096, 0 },
         { "max_queued", &o.max_queued, 1, 1u << 20, 1024 },
-        { "step_tokens", &o.step_tokens, 1, 65536, 512 },
+        { "step_tokens", &o.step_tokens, 1, 65536, 0 },
         { "page_size", &o.page_size, 16, 128, 16 },
     };
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
