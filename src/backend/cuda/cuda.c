@@ -381,9 +381,9 @@ static void end_recording(cuda_backend *c) {
     cudaGraph_t recorded = NULL;
     graph *g = find_graph(c, c->bucket);
     c->recording = false;
-    if (!CUDA_TRY(&c->device, cudaStreamEndCapture(c->device.stream, &recorded))) return;
-    if (CUDA_TRY(&c->device, cudaGraphInstantiate(&g->exec, recorded, 0))) g->rows = c->bucket;
-    cudaGraphDestroy(recorded);
+    bool ok = CUDA_TRY(&c->device, cudaStreamEndCapture(c->device.stream, &recorded));
+    if (ok && CUDA_TRY(&c->device, cudaGraphInstantiate(&g->exec, recorded, 0))) g->rows = c->bucket;
+    if (recorded) cudaGraphDestroy(recorded);
 }
 
 static mepic_status cuda_step_end(mp_backend *b, mepic_error *err) {
