@@ -263,10 +263,56 @@ static void dear_items_come_first(void **state) {
     mp_plan_close(w.plan);
 }
 
+/* Two prompts, the second with the longer context, among decode rows: costs of cells and of blocks are apart. */
+static void deep_blocks_come_first(void **state) {
+    (void)state;
+    enum { ROWS = 64, SHORT = 100, LONG = 2500 };
+    static world w;
+    memset(&w, 0, sizeof w);
+    w.page_size = 16;
+    const mp_plan_config plan = { .page_size = 16,
+                                  .cell_tokens = MP_CU_CELL_TOKENS,
+                                  .n_pages = N_PAGES,
+                                  .max_seqs = N_SEQS,
+                                  .max_refs = 64,
+                                  .fault = &w.fault };
+    assert_int_equal(mp_plan_open(&plan, &w.plan, NULL), MEPIC_OK);
+    mp_plan_begin_step(w.plan);
+    mp_page next = 0;
+    uint32_t n_rows = 0;
+    for (uint32_t seq = 0; seq < 4; seq++) {
+        uint32_t n = seq < 2 ? ROWS : 1, length = seq % 2 ? LONG : SHORT;
+        for (uint32_t p = 0; p * 16 < length; p++) w.stream[seq][p] = next++;
+        mp_plan_extend(w.plan, seq, w.stream[seq], length);
+        mp_plan_set_rows(w.plan, seq, n_rows, n);
+        for (uint32_t i = length - n; i < length; i++) {
+            w.rows[n_rows++] = (mp_row){ .position = (int32_t)i, .seq = seq, .index = i };
+        }
+    }
+    w.step = (mp_step){ .rows = w.rows, .n_rows = n_rows, .plan = w.plan };
+    mp_cu_lists_config config = { .max_rows = ROWS_MAX,
+                                  .max_seqs = N_SEQS,
+                                  .max_refs = 64,
+                                  .n_pages = N_PAGES,
+                                  .max_slots = 1000,
+                                  .block_rows = 32,
+                                  .item_readers = 48,
+                                  .on_host = true };
+    mp_cu_lists *lists;
+    assert_int_equal(mp_cu_lists_open(NULL, &config, &lists, NULL), MEPIC_OK);
+    assert_true(mp_cu_lists_build(lists, &w.step));
+    const mp_cu_work *work = mp_cu_lists_host(lists);
+    assert_int_equal(work->counts->n_blocks, 4);
+    for (uint32_t i = 0; i < 4; i++) assert_int_equal(work->blocks[i].first_row >= ROWS, i < 2);
+    mp_cu_lists_close(lists);
+    mp_plan_close(w.plan);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_row_sees_what_the_plan_says),
         cmocka_unit_test(dear_items_come_first),
+        cmocka_unit_test(deep_blocks_come_first),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,9 +13,11 @@ mepic_status mp_backend_find(const char *device, const mp_backend_ops **ops, uin
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "device is \"%.32s\"; it must be auto, cpu, cuda or cuda:N", device);
     }
 #ifdef MEPIC_CUDA
-    if (any && mp_backend_cuda.n_devices() == 0) return MEPIC_OK;
+    uint32_t n_devices = any ? mp_backend_cuda.n_devices() : 0, first = 0;
+    while (first < n_devices && !mp_backend_cuda.usable(first)) first++;
+    if (any && first == n_devices) return MEPIC_OK;
     *ops = &mp_backend_cuda;
-    *index = (uint32_t)strtoul(number, NULL, 10);
+    *index = any ? first : (uint32_t)strtoul(number, NULL, 10);
     return MEPIC_OK;
 #else
     if (any) return MEPIC_OK;

@@ -74,7 +74,8 @@ typedef struct mp_backend_ops {
     mepic_kv_type kv_type; /* the usual one, and the usual numbers: */
     uint32_t max_running;  /* requests computed together */
     uint32_t step_tokens;  /* rows of a step */
-    uint32_t (*n_devices)(void); /* that this machine has */
+    uint32_t (*n_devices)(void);     /* that this machine has */
+    bool (*usable)(uint32_t device); /* whether open could use it at all */
     /* Bytes for pages when nobody names a number: what is left beside the weights and all else that `config` (whose
      * n_pages does not matter) makes open take. */
     mepic_status (*kv_memory)(const mp_backend_config *config, size_t *bytes, mepic_error *err);
@@ -100,15 +101,17 @@ typedef struct mp_backend_ops {
     /* The tokens for rows [n], whose logits ascend, as infer/sample.h says; -1 for a row without a number, and
      * MP_SAMPLE_ON_HOST for one that the host is to sample. NULL: the host samples all, as for the CPU. */
     mepic_status (*sample)(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens, mepic_error *err);
-    /* [n_vocab], valid until logits_row is asked for another row or the next step begins. Host memory. */
+    /* [n_vocab], valid until logits_row is asked for another row or the next step begins. Host memory. NULL: the device
+     * failed, which the next step_end says. */
     const float *(*logits_row)(mp_backend *b, uint32_t i);
     /* Copies rows of an activation out of or into the backend. */
     void (*act_read)(mp_backend *b, mp_act act, uint32_t row, uint32_t n, float *dst);
     void (*act_write)(mp_backend *b, mp_act act, uint32_t row, uint32_t n, const float *src);
 
     size_t (*page_bytes)(const mp_backend *b);
-    void (*page_read)(mp_backend *b, mp_page page, void *dst);        /* page_bytes bytes */
-    void (*page_write)(mp_backend *b, mp_page page, const void *src);
+    /* page_bytes bytes; false: the device failed, which the next step_end says. */
+    bool (*page_read)(mp_backend *b, mp_page page, void *dst);
+    bool (*page_write)(mp_backend *b, mp_page page, const void *src);
 } mp_backend_ops;
 
 /* Every backend's object begins with this. */

@@ -212,7 +212,7 @@ static bool write_record(void *ctx, int fd) {
     mp_sha256_begin(f->sha);
     mp_sha256_update(f->sha, &header, offsetof(record_header, digest));
     for (uint32_t i = 0; i < r->n_pages; i++) {
-        r->backend->ops->page_read(r->backend, r->pages[i], f->page);
+        if (!r->backend->ops->page_read(r->backend, r->pages[i], f->page)) return false;
         mp_sha256_update(f->sha, f->page, f->page_bytes);
         if (!mp_write_all(fd, f->page, f->page_bytes)) return false;
     }

@@ -293,8 +293,8 @@ static mepic_status sample_rows(mepic_engine *e, uint32_t n, mepic_error *err) {
         const mp_sample_row *row = &e->samples[k];
         if (!e->backend->ops->sample || e->sampled[k] == MP_SAMPLE_ON_HOST) {
             const float *logits = e->backend->ops->logits_row(e->backend, row->logits);
-            bool ok =
-                mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt, &e->sampled[k]);
+            bool ok = logits && mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt,
+                                          &e->sampled[k]);
             if (!ok) e->sampled[k] = -1;
         }
         if (e->sampled[k] < 0) return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a row hold no number");
@@ -309,6 +309,7 @@ static mepic_status use_logits(mepic_engine *e, uint32_t n, mepic_error *err) {
     for (uint32_t i = 0; i < n && !e->fault.broken; i++) {
         const mp_logits_row *row = &e->rows[i];
         const float *logits = looks_at(e, row) ? e->backend->ops->logits_row(e->backend, i) : NULL;
+        if (looks_at(e, row) && !logits) return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
         mp_reply *reply = row->reply;
         if (reply->on_logits && (row->samples || reply->logits_of_prompt)) {
             reply->on_logits(reply->user, row->position, logits, e->model->hp.n_vocab);

@@ -69,6 +69,7 @@ rig *rig_open(const rig_options *options) {
         .max_rows = o->step_tokens,
         .max_seqs = o->max_running + 4,
         .max_refs = mp_scheduler_max_refs(&config),
+        .whole_steps = true,
         .device = device,
         .gpu_memory = 0.9f,
         .threads = o->threads,

@@ -217,6 +217,10 @@ static uint32_t cpu_n_devices(void) {
     return 1;
 }
 
+static bool cpu_usable(uint32_t device) {
+    return device == 0;
+}
+
 static mepic_status cpu_open(const mp_backend_config *config, mp_backend **out, mepic_error *err) {
     mepic_status status = check_config(config, err);
     if (status != MEPIC_OK) return status;
@@ -463,12 +467,14 @@ static size_t cpu_page_bytes(const mp_backend *b) {
     return ((const cpu_backend *)b)->slab.page_bytes;
 }
 
-static void cpu_page_read(mp_backend *b, mp_page page, void *dst) {
+static bool cpu_page_read(mp_backend *b, mp_page page, void *dst) {
     memcpy(dst, page_data(self(b), page), self(b)->slab.page_bytes);
+    return true;
 }
 
-static void cpu_page_write(mp_backend *b, mp_page page, const void *src) {
+static bool cpu_page_write(mp_backend *b, mp_page page, const void *src) {
     memcpy(page_data(self(b), page), src, self(b)->slab.page_bytes);
+    return true;
 }
 
 const mp_backend_ops mp_backend_cpu = {
@@ -478,6 +484,7 @@ const mp_backend_ops mp_backend_cpu = {
     .max_running = 64,
     .step_tokens = 512,
     .n_devices = cpu_n_devices,
+    .usable = cpu_usable,
     .kv_memory = cpu_kv_memory,
     .open = cpu_open,
     .close = cpu_close,

@@ -26,6 +26,8 @@
 #define NUMERICS_VERSION 1
 
 enum {
+    MAX_ROWS = 49152, /* whose bucket is the largest that a grid can have in one dimension */
+    MAX_EMBD = 32768,
     LOGIT_ROWS_MIN = 16,
     GRAPH_ROWS_MAX = 512,  /* steps of more rows keep the device busy longer than launching takes */
     N_GRAPHS = 32,         /* buckets up to GRAPH_ROWS_MAX */
@@ -103,10 +105,20 @@ static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
     if (c->max_rows == 0 || c->max_seqs == 0 || c->max_refs == 0) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "a backend needs at least one row, one sequence and one cell");
     }
-    if (hp->n_embd % 8 || hp->n_ff % 8) {
+    if (c->max_rows > MAX_ROWS) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "step_tokens is %u; a CUDA step has at most %u rows", c->max_rows,
+                       MAX_ROWS);
+    }
+    if (hp->n_embd % 8 || hp->n_ff % 8 || hp->n_embd > MAX_EMBD) {
         return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
-                       "the model's n_embd (%u) and n_ff (%u) must be multiples of 8 on CUDA; use the CPU (device cpu)",
-                       hp->n_embd, hp->n_ff);
+                       "on CUDA the model's n_embd (%u) and n_ff (%u) must be multiples of 8, n_embd at most %u; use "
+                       "the CPU (device cpu)",
+                       hp->n_embd, hp->n_ff, MAX_EMBD);
+    }
+    if (hp->head_dim != 64 && hp->head_dim != 80 && hp->head_dim != 96 && hp->head_dim != 128 && hp->head_dim != 256) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "heads of %u dimensions: CUDA has kernels for 64, 80, 96, 128 and 256; use the CPU (device cpu)",
+                       hp->head_dim);
     }
     return MEPIC_OK;
 }
@@ -167,7 +179,9 @@ static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffe
 static mepic_status cuda_kv_memory(const mp_backend_config *config, size_t *bytes, mepic_error *err) {
     cuda_backend c = { 0 };
     mp_cu_device d;
-    mepic_status status = mp_cu_device_open(config->device, &d, err);
+    mepic_status status = check_config(config, err);
+    if (status != MEPIC_OK) return status;
+    status = mp_cu_device_open(config->device, &d, err);
     if (status != MEPIC_OK) return status;
     size_t room = (size_t)((double)d.bytes_free * (double)config->gpu_memory);
     mp_backend_config largest = *config;
@@ -237,7 +251,8 @@ static void open_rope(cuda_backend *c) {
     uint32_t n = c->hp->rope.n_rot / 2;
     mp_rope_frequencies(c->model, freq, &magnitude);
     for (uint32_t i = 0; i < n; i++) {
-        double per_position = freq[i] / 6.283185307179586477; /* at most 1 / 2 pi */
+        double per_position = freq[i] / 6.283185307179586477;
+        per_position -= floor(per_position); /* whole turns do not count */
         turns[i] = (uint64_t)(per_position * 18446744073709551616.0);
     }
     CUDA_TRY(&c->device, cudaMemcpyAsync(c->turns, turns, n * sizeof *turns, cudaMemcpyHostToDevice, c->device.stream));
@@ -301,7 +316,6 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     c->logit_rows = logit_rows_of(config);
     c->whole_steps = config->whole_steps;
     if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
-    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d", c->device.arch, NUMERICS_VERSION);
     CUDA_TRY(&c->device, mp_cu_attend_open(c->device.id));
     mp_cu_lists_config lists = lists_config(config, c->device.arch, c->device.n_sm);
     if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
@@ -311,6 +325,8 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     if (status != MEPIC_OK) goto fail;
     open_rope(c);
     if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
+    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d/%08x", c->device.arch, NUMERICS_VERSION,
+             mp_cu_matmul_class(c->products));
     if ((status = open_slab(c, config, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_status(&c->device, err)) != MEPIC_OK) goto fail;
     *out = &c->base;
@@ -322,6 +338,10 @@ fail:
 
 static const char *cuda_numerics(const mp_backend *b) {
     return ((const cuda_backend *)b)->numerics;
+}
+
+static bool cuda_usable(uint32_t device) {
+    return mp_cu_device_usable(device);
 }
 
 static uint32_t cuda_n_devices(void) {
@@ -498,8 +518,11 @@ static void cuda_activate(mp_backend *b) {
 static void compute_logits(cuda_backend *c, uint32_t first, uint32_t n) {
     const mp_cu_work *work = mp_cu_lists_work(c->lists);
     uint32_t bucket = mp_cu_bucket(n) < c->logit_rows ? mp_cu_bucket(n) : c->logit_rows;
-    CUDA_TRY(&c->device, mp_cu_norm(bucket, work->logit_rows + first, &work->counts->n_logits, c->x,
-                                    c->weights.output_norm, c->hp->norm_eps, c->hp->n_embd, c->h, c->device.stream));
+    /* Behind the first part, which alone is recorded, the list must not be read past its end. */
+    uint32_t n_norms = first == 0 ? bucket : n;
+    CUDA_TRY(&c->device,
+             mp_cu_norm(n_norms, work->logit_rows + first, first == 0 ? &work->counts->n_logits : NULL, c->x,
+                        c->weights.output_norm, c->hp->norm_eps, c->hp->n_embd, c->h, c->device.stream));
     multiply(c, PRODUCT_LOGITS, bucket, c->h, c->weights.output, c->logits);
     c->first_logits = first;
     c->n_logits = n;
@@ -552,14 +575,14 @@ static const float *cuda_logits_row(mp_backend *b, uint32_t i) {
     cuda_backend *c = self(b);
     size_t n_vocab = c->hp->n_vocab;
     need_logits(c, i);
-    if (i < c->first_host || i >= c->first_host + c->n_host) {
+    if (c->device.error == cudaSuccess && (i < c->first_host || i >= c->first_host + c->n_host)) {
         CUDA_TRY(&c->device, cudaMemcpyAsync(c->host, c->logits, c->n_logits * n_vocab * sizeof *c->host,
                                              cudaMemcpyDeviceToHost, c->device.stream));
         CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
         c->first_host = c->first_logits;
         c->n_host = c->n_logits;
     }
-    return c->host + (i - c->first_host) * n_vocab;
+    return c->device.error == cudaSuccess ? c->host + (i - c->first_host) * n_vocab : NULL;
 }
 
 /* ---- Inspection and pages ---------------------------------------------------------------------------------------- */
@@ -635,18 +658,18 @@ static size_t cuda_page_bytes(const mp_backend *b) {
     return ((const cuda_backend *)b)->page_bytes;
 }
 
-static void cuda_page_read(mp_backend *b, mp_page page, void *dst) {
+static bool cuda_page_read(mp_backend *b, mp_page page, void *dst) {
     cuda_backend *c = self(b);
     CUDA_TRY(&c->device, cudaMemcpyAsync(dst, c->slab + page * c->page_bytes, c->page_bytes, cudaMemcpyDeviceToHost,
                                          c->device.stream));
-    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    return CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
 }
 
-static void cuda_page_write(mp_backend *b, mp_page page, const void *src) {
+static bool cuda_page_write(mp_backend *b, mp_page page, const void *src) {
     cuda_backend *c = self(b);
     CUDA_TRY(&c->device, cudaMemcpyAsync(c->slab + page * c->page_bytes, src, c->page_bytes, cudaMemcpyHostToDevice,
                                          c->device.stream));
-    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    return CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
 }
 
 const mp_backend_ops mp_backend_cuda = {
@@ -656,6 +679,7 @@ const mp_backend_ops mp_backend_cuda = {
     .max_running = 256,
     .step_tokens = 2048,
     .n_devices = cuda_n_devices,
+    .usable = cuda_usable,
     .kv_memory = cuda_kv_memory,
     .open = cuda_open,
     .close = cuda_close,

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/cuda/kernels.h"
 #include "base/mem.h"
 
 struct mp_cu_allocation {
@@ -29,9 +30,12 @@ bool mp_cu_check(mp_cu_device *d, cudaError_t error, const char *what, const cha
 mepic_status mp_cu_status(const mp_cu_device *d, mepic_error *err) {
     if (d->error == cudaSuccess) return MEPIC_OK;
     const char *slash = d->file ? strrchr(d->file, '/') : NULL;
-    mepic_status status = d->error == cudaErrorMemoryAllocation ? MEPIC_ERR_NOMEM : MEPIC_ERR_BROKEN;
-    return mp_fail(err, status, "CUDA device %d (%s): %s (%s:%d: %.120s); close the engine, and open it again", d->id,
-                   d->name, cudaGetErrorString(d->error), slash ? slash + 1 : "", d->line, d->what ? d->what : "");
+    bool no_memory = d->error == cudaErrorMemoryAllocation;
+    const char *help = no_memory || d->error == cudaErrorInvalidValue ? "close the engine, and open it again"
+                                                                      : "restart the program"; /* the context is lost */
+    return mp_fail(err, no_memory ? MEPIC_ERR_NOMEM : MEPIC_ERR_BROKEN, "CUDA device %d (%s): %s (%s:%d: %.120s); %s",
+                   d->id, d->name, cudaGetErrorString(d->error), slash ? slash + 1 : "", d->line,
+                   d->what ? d->what : "", help);
 }
 
 static mepic_status check_device(mp_cu_device *d, uint32_t id, mepic_error *err) {
@@ -60,11 +64,25 @@ static mepic_status check_device(mp_cu_device *d, uint32_t id, mepic_error *err)
     return MEPIC_OK;
 }
 
+bool mp_cu_device_usable(uint32_t id) {
+    mp_cu_device d = { 0 };
+    return check_device(&d, id, NULL) == MEPIC_OK && cudaSetDevice(d.id) == cudaSuccess &&
+           mp_cu_kernels_check() == cudaSuccess;
+}
+
 mepic_status mp_cu_device_open(uint32_t id, mp_cu_device *out, mepic_error *err) {
     mp_cu_device d = { 0 };
     mepic_status status = check_device(&d, id, err);
     if (status != MEPIC_OK) return status;
-    bool ok = CUDA_TRY(&d, cudaSetDevice(d.id)) && CUDA_TRY(&d, cudaMemGetInfo(&d.bytes_free, &d.bytes_total)) &&
+    cudaError_t error = cudaSetDevice(d.id);
+    if (error == cudaSuccess) error = mp_cu_kernels_check();
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "this build has no kernels for CUDA device %u (%s), compute capability %u.%u; name it in "
+                       "MEPIC_CUDA_ARCHITECTURES when building, or use the CPU",
+                       id, d.name, d.arch / 10, d.arch % 10);
+    }
+    bool ok = CUDA_TRY(&d, error) && CUDA_TRY(&d, cudaMemGetInfo(&d.bytes_free, &d.bytes_total)) &&
               CUDA_TRY(&d, cudaStreamCreateWithFlags(&d.stream, cudaStreamNonBlocking));
     if (!ok) return mp_cu_status(&d, err);
     *out = d;

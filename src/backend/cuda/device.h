@@ -27,6 +27,8 @@ typedef struct mp_cu_device {
 
 /* How many devices there are; 0 also without a driver. */
 uint32_t mp_cu_device_count(void);
+/* Whether the kernels that were built run on it. */
+bool mp_cu_device_usable(uint32_t id);
 /* ERR_ARGUMENT (no such device), ERR_UNSUPPORTED (too old, or no driver), ERR_NOMEM. */
 mepic_status mp_cu_device_open(uint32_t id, mp_cu_device *out, mepic_error *err);
 /* Waits for the stream and frees everything. A zeroed struct is a no-op. */

@@ -142,6 +142,9 @@ uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads);
 /* Readers an item should have at most for this shape. Of one with more, a single block reads the keys several times. */
 uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads);
 
+/* Whether this build has machine code for the current device. */
+cudaError_t mp_cu_kernels_check(void);
+
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */
 
 /* x[r] = embedding of the row's token; table bf16 [n_vocab, n_embd], x fp32. */

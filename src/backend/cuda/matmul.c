@@ -34,6 +34,7 @@ typedef struct bucket {
 
 typedef struct product {
     mp_cu_shape shape;
+    uint64_t hash; /* of the result of its first weights; 0: its algorithms differ */
     uint32_t n_buckets;
     struct {
         cublasLtMatmulAlgo_t algo;
@@ -338,7 +339,7 @@ static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n
 
 static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log *log, mepic_error *err) {
     const mp_cu_shape *s = &p->shape;
-    uint64_t hash = common_hash(t, p->n_buckets);
+    uint64_t hash = p->hash = common_hash(t, p->n_buckets);
     for (uint32_t i = 0; i < p->n_buckets; i++) {
         const bucket *b = &t->buckets[i];
         const candidate *k = hash ? fastest(b, hash) : NULL;
@@ -499,6 +500,12 @@ void mp_cu_matmul_close(mp_cu_matmul *m) {
     if (m->workspace) mp_cu_drop(m->device, m->workspace);
     mp_free(m->products);
     mp_free(m);
+}
+
+uint32_t mp_cu_matmul_class(const mp_cu_matmul *m) {
+    uint64_t hash = 0;
+    for (uint32_t i = 0; i < m->n_products; i++) hash = mp_hash64_pair(hash, m->products[i].hash);
+    return (uint32_t)(hash >> 32);
 }
 
 bool mp_cu_matmul_same_bits(const mp_cu_matmul *m) {

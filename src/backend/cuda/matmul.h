@@ -47,6 +47,8 @@ void mp_cu_matmul_close(mp_cu_matmul *m); /* NULL is a no-op; before the device'
 bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out,
                       cudaStream_t stream);
 
+/* The bits of this library version's products on this device: of the results that were compared at open. */
+uint32_t mp_cu_matmul_class(const mp_cu_matmul *m);
 /* Whether the results of all algorithms in use agree for each shape, bit by bit. */
 bool mp_cu_matmul_same_bits(const mp_cu_matmul *m);
 

@@ -272,3 +272,10 @@ cudaError_t mp_cu_zero_pages(const uint32_t *pages, const uint32_t *n, uint32_t 
     zero_pages<<<blocks < 512 ? (uint32_t)blocks : 512, 256, 0, stream>>>(pages, n, max_pages, slab, page_bytes);
     return cudaGetLastError();
 }
+
+cudaError_t mp_cu_kernels_check(void) {
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, zero_pages);
+    if (error != cudaSuccess) cudaGetLastError(); /* a build without code for a device is no fault of the device */
+    return error;
+}

@@ -359,10 +359,10 @@ bool mp_cu_lists_build(mp_cu_lists *l, const mp_step *step) {
         ok = decode ? count_readers(l, step, seq) : add_blocks(l, step, plan->active[i]);
     }
     if (!ok) return false;
+    sort_blocks(l); /* before make_items: both sort by the same costs */
     make_items(l);
     const mp_cu_fold *folds = list(l, PART_FOLDS);
     for (size_t i = 0; i < l->n[PART_FOLDS]; i++) add_readers(l, step, &folds[i]);
-    sort_blocks(l);
     l->n[PART_COUNTS] = 1;
     *(mp_cu_counts *)list(l, PART_COUNTS) = (mp_cu_counts){ .n_rows = step->n_rows,
                                                             .n_logits = (uint32_t)l->n[PART_LOGIT_ROWS],
