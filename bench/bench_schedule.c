@@ -35,7 +35,7 @@ static void submit(mp_scheduler *s, uint32_t i, uint32_t n_chunks, uint32_t n_re
     for (uint32_t k = 0; k < n_chunks + 2; k++) {
         bool text = k == 0 || k == n_chunks + 1;
         uint32_t id = text ? 1000 + 2 * i + (k > 0) : (i * 7 + k * 3) % N_DOCUMENTS;
-        spans[k] = (mp_span){ text ? MEPIC_TEXT : MEPIC_CHUNK, at, text ? TEXT : CHUNK, false };
+        spans[k] = (mp_span){ text ? MEPIC_TEXT : MEPIC_CHUNK, at, text ? TEXT : CHUNK, false, false };
         for (uint32_t t = 0; t < spans[k].n; t++) tokens[at++] = (int32_t)(id * 1000 + t);
     }
     mp_request_spec spec = { .tokens = tokens,

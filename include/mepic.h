@@ -161,6 +161,7 @@ typedef struct mepic_segment {
     size_t n_tokens;
     bool parse_special;    /* special tokens in text are parsed; leave it off for what users wrote */
     bool no_cache;         /* a CHUNK that is computed in the request like text */
+    bool common;           /* a CHUNK that is shared in the common scope, whatever the request's: it is no secret */
 } mepic_segment;
 
 /* A call of a tool that the assistant made. */

@@ -549,6 +549,44 @@ static void a_chunk_is_computed_once_a_scope_and_read_anywhere(void **state) {
     mepic_engine_close(engine);
 }
 
+/* What is marked common is computed once for all scopes, and nothing else of a request leaves its scope with it. */
+static void a_common_chunk_is_computed_once_for_all_scopes(void **state) {
+    (void)state;
+    mepic_engine_options options = tiny_options();
+    options.pages = 512;
+    mepic_engine *engine = open_engine(&options);
+    const struct {
+        const char *scope;
+        bool common, prefix, chunk;
+    } rounds[] = {
+        { "a", true, false, false },  { "b", true, false, true }, /* computed for a; the text before it is b's own */
+        { "b", true, true, true },                                /* found as the beginning of b's last prompt */
+        { "b", false, true, false },  /* the same tokens, but not as common ones: only the text before is found */
+        { NULL, false, false, true }, /* the common scope's own */
+        { "c", true, false, true },
+    };
+    uint64_t hash = 0;
+    for (size_t i = 0; i < sizeof rounds / sizeof *rounds; i++) {
+        const mepic_segment parts[] = {
+            text_of("Read the following text to its end, then answer: "),
+            { .kind = MEPIC_CHUNK, .text = document, .len = sizeof document, .common = rounds[i].common },
+            text_of(question)
+        };
+        mepic_prepared *prompt = prepare(engine, parts, 3);
+        const mepic_request request = {
+            .prompt = prompt, .max_tokens = 4, .ignore_eos = true, .scope = rounds[i].scope
+        };
+        result r;
+        run(engine, &request, &r);
+        assert_int_equal(r.usage.chunk_tokens > 0, rounds[i].chunk);
+        assert_int_equal(r.usage.prefix_tokens > 0, rounds[i].prefix);
+        if (i == 0) hash = r.hash;
+        assert_true(r.hash == hash);
+        mepic_prepared_free(prompt);
+    }
+    mepic_engine_close(engine);
+}
+
 /* Recomputing all of a chunk is full recomputation, bit by bit. */
 static void linking_everything_is_no_reuse(void **state) {
     (void)state;
@@ -679,6 +717,7 @@ int main(void) {
         cmocka_unit_test(a_full_queue_says_so_and_empties),
         cmocka_unit_test(a_step_waits_until_events_are_taken),
         cmocka_unit_test(a_chunk_is_computed_once_a_scope_and_read_anywhere),
+        cmocka_unit_test(a_common_chunk_is_computed_once_for_all_scopes),
         cmocka_unit_test(linking_everything_is_no_reuse),
         cmocka_unit_test(a_broken_engine_says_so_for_ever),
         cmocka_unit_test(a_step_allocates_nothing_after_warm_up),

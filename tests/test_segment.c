@@ -36,7 +36,9 @@ static mp_layout lay_out(const mp_segment_input *in) {
 static void heads_are_linked_and_the_rest_is_shared(void **state) {
     (void)state;
     for (uint32_t i = 0; i < N_MAX; i++) tokens[i] = (int32_t)i;
-    mp_span spans[] = { { MEPIC_TEXT, 0, 5, false }, { MEPIC_CHUNK, 5, 100, false }, { MEPIC_TEXT, 105, 3, false } };
+    mp_span spans[] = { { MEPIC_TEXT, 0, 5, false, false },
+                        { MEPIC_CHUNK, 5, 100, false, false },
+                        { MEPIC_TEXT, 105, 3, false, false } };
     mp_segment_input in = input_of(spans, 3);
     mp_layout layout = lay_out(&in);
     assert_int_equal(layout.n_stream, 5 + 16 + 3);
@@ -56,9 +58,9 @@ static void heads_are_linked_and_the_rest_is_shared(void **state) {
 static void a_chunk_at_the_end_leaves_a_row_for_the_logits(void **state) {
     (void)state;
     for (uint32_t n = 64; n < 100; n++) {
-        mp_span spans[] = { { MEPIC_TEXT, 0, 5, false },
-                            { MEPIC_CHUNK, 5, n, false },
-                            { MEPIC_TEXT, 5 + n, 0, false } };
+        mp_span spans[] = { { MEPIC_TEXT, 0, 5, false, false },
+                            { MEPIC_CHUNK, 5, n, false, false },
+                            { MEPIC_TEXT, 5 + n, 0, false, false } };
         mp_segment_input in = input_of(spans, 3);
         mp_layout layout = lay_out(&in);
         assert_int_equal(layout.runs[0].hi, (n - 1) / PAGE * PAGE);
@@ -69,12 +71,12 @@ static void a_chunk_at_the_end_leaves_a_row_for_the_logits(void **state) {
 
 static void what_is_no_chunk_is_text(void **state) {
     (void)state;
-    mp_span spans[] = { { MEPIC_CHUNK, 0, 63, false },    /* too short */
-                        { MEPIC_CHUNK, 63, 257, false },  /* more than 16 pages */
-                        { MEPIC_CHUNK, 320, 100, true },  /* not to be cached */
-                        { MEPIC_CHUNK, 420, 256, false }, /* a chunk, */
-                        { MEPIC_CHUNK, 676, 64, false },  /* a chunk, */
-                        { MEPIC_TEXT, 740, 1, false } };
+    mp_span spans[] = { { MEPIC_CHUNK, 0, 63, false, false },    /* too short */
+                        { MEPIC_CHUNK, 63, 257, false, false },  /* more than 16 pages */
+                        { MEPIC_CHUNK, 320, 100, true, false },  /* not to be cached */
+                        { MEPIC_CHUNK, 420, 256, false, false }, /* a chunk, */
+                        { MEPIC_CHUNK, 676, 64, false, false },  /* a chunk, */
+                        { MEPIC_TEXT, 740, 1, false, false } };
     mp_segment_input in = input_of(spans, 6);
     mp_layout layout = lay_out(&in);
     assert_int_equal(layout.n_runs, 2);
@@ -96,10 +98,10 @@ static void what_is_no_chunk_is_text(void **state) {
 static void equal_chunks_are_one(void **state) {
     (void)state;
     for (uint32_t i = 0; i < N_MAX; i++) tokens[i] = (int32_t)(i % 100);
-    mp_span spans[] = { { MEPIC_CHUNK, 0, 100, false },
-                        { MEPIC_CHUNK, 100, 100, false },
-                        { MEPIC_CHUNK, 200, 99, false },
-                        { MEPIC_TEXT, 299, 1, false } };
+    mp_span spans[] = { { MEPIC_CHUNK, 0, 100, false, false },
+                        { MEPIC_CHUNK, 100, 100, false, false },
+                        { MEPIC_CHUNK, 200, 99, false, false },
+                        { MEPIC_TEXT, 299, 1, false, false } };
     mp_segment_input in = input_of(spans, 4);
     mp_layout layout = lay_out(&in);
     assert_int_equal(layout.n_runs, 3);
@@ -108,15 +110,20 @@ static void equal_chunks_are_one(void **state) {
     assert_int_equal(layout.runs[1].position, 100);
     assert_int_equal(layout.runs[2].chunk, 1);
     mp_layout_free(&layout);
+    spans[1].common = true; /* equal tokens of another scope are another chunk */
+    layout = lay_out(&in);
+    assert_int_equal(layout.n_chunks, 3);
+    assert_true(layout.chunks[layout.runs[1].chunk].common);
+    mp_layout_free(&layout);
 }
 
 static void spans_must_cover_the_prompt(void **state) {
     (void)state;
-    mp_span bad[][2] = { { { MEPIC_TEXT, 0, 5, false }, { MEPIC_TEXT, 6, 5, false } },
-                         { { MEPIC_TEXT, 0, 5, false }, { MEPIC_TEXT, 4, 5, false } },
-                         { { MEPIC_TEXT, 1, 5, false }, { MEPIC_TEXT, 6, 5, false } },
-                         { { MEPIC_TEXT, 0, 5, false }, { MEPIC_TEXT, 5, UINT32_MAX, false } },
-                         { { MEPIC_TEXT, 0, 5, false }, { MEPIC_TEXT, 5, 4, false } } };
+    mp_span bad[][2] = { { { MEPIC_TEXT, 0, 5, false, false }, { MEPIC_TEXT, 6, 5, false, false } },
+                         { { MEPIC_TEXT, 0, 5, false, false }, { MEPIC_TEXT, 4, 5, false, false } },
+                         { { MEPIC_TEXT, 1, 5, false, false }, { MEPIC_TEXT, 6, 5, false, false } },
+                         { { MEPIC_TEXT, 0, 5, false, false }, { MEPIC_TEXT, 5, UINT32_MAX, false, false } },
+                         { { MEPIC_TEXT, 0, 5, false, false }, { MEPIC_TEXT, 5, 4, false, false } } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         mp_segment_input in = input_of(bad[i], 2);
         in.n_tokens = 10;
@@ -135,7 +142,7 @@ static void every_token_is_where_its_rule_puts_it(void **state) {
         uint32_t n_spans = 1 + rng_below(&r, SPANS_MAX), at = 0;
         for (uint32_t s = 0; s < n_spans; s++) {
             uint32_t n = s == 0 ? 1 + rng_below(&r, 150) : rng_below(&r, 150);
-            spans[s] = (mp_span){ rng_below(&r, 2) ? MEPIC_CHUNK : MEPIC_TEXT, at, n, rng_below(&r, 9) == 0 };
+            spans[s] = (mp_span){ rng_below(&r, 2) ? MEPIC_CHUNK : MEPIC_TEXT, at, n, rng_below(&r, 9) == 0, false };
             at += n;
         }
         for (uint32_t i = 0; i < SPANS_MAX * 20; i++) masks[i] = rng_below(&r, 4) == 0;

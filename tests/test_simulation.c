@@ -258,7 +258,7 @@ static void forward(world *w, const mp_step *step) {
 static void put(prompt *p, const twin_doc *doc, const int32_t *tokens, uint32_t n, bool no_cache) {
     if (p->n_spans == SPANS_MAX || p->n + n > CONTEXT) return;
     p->docs[p->n_spans] = doc;
-    p->spans[p->n_spans++] = (mp_span){ doc ? MEPIC_CHUNK : MEPIC_TEXT, p->n, n, no_cache };
+    p->spans[p->n_spans++] = (mp_span){ doc ? MEPIC_CHUNK : MEPIC_TEXT, p->n, n, no_cache, false };
     memcpy(p->tokens + p->n, tokens, n * sizeof *tokens);
     p->n += n;
 }

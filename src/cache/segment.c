@@ -42,9 +42,10 @@ static uint32_t find_chunk(const mp_segment_input *in, mp_layout *layout, const 
     for (uint32_t c = 0; c < layout->n_chunks; c++) {
         const mp_layout_chunk *chunk = &layout->chunks[c];
         const int32_t *tokens = in->tokens + chunk->first;
+        if (chunk->common != span->common) continue;
         if (chunk->n == span->n && memcmp(tokens, in->tokens + span->first, span->n * sizeof *tokens) == 0) return c;
     }
-    layout->chunks[layout->n_chunks] = (mp_layout_chunk){ .first = span->first, .n = span->n };
+    layout->chunks[layout->n_chunks] = (mp_layout_chunk){ .first = span->first, .n = span->n, .common = span->common };
     return layout->n_chunks++;
 }
 

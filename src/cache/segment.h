@@ -20,7 +20,7 @@
 typedef struct mp_span {
     mepic_segment_kind kind;
     uint32_t first, n;
-    bool no_cache;
+    bool no_cache, common;
 } mp_span;
 
 typedef struct mp_segment_input {
@@ -41,9 +41,10 @@ typedef struct mp_stream_token {
     uint32_t linked : 1; /* part of a chunk */
 } mp_stream_token;
 
-/* A chunk of the prompt; equal chunks are one. */
+/* A chunk of the prompt; equal chunks of a scope are one. */
 typedef struct mp_layout_chunk {
     uint32_t first, n; /* in the prompt's tokens */
+    bool common;       /* of the common scope, not the request's */
 } mp_layout_chunk;
 
 /* One use of a chunk. Token i is shared when lo <= i < hi and its page is not hidden. */

@@ -117,6 +117,7 @@ mepic_status mepic_submit(mepic_engine *e, const mepic_request *request, mepic_r
         .reuse = reuse,
         .link_tokens = mp_options_link(r.link_tokens, e->options.link_tokens),
         .scope = scope_digest(e->sha, r.scope),
+        .common_scope = scope_digest(e->sha, NULL),
         .max_tokens = r.max_tokens,
         .logits_of_prompt = reply->logits_of_prompt,
         .user = reply,

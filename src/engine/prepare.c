@@ -67,9 +67,8 @@ static mepic_status push_ids(mp_tokens *tokens, const int32_t *ids, size_t n, me
     return MEPIC_OK;
 }
 
-/* Covers the tokens from `first` on by a span; text that follows text is one span. */
-static mepic_status push_span(mepic_prepared *p, mepic_segment_kind kind, bool no_cache, size_t first,
-                              mepic_error *err) {
+/* Covers the tokens from `first` on by a span such as `kind`; text that follows text is one span. */
+static mepic_status push_span(mepic_prepared *p, mp_span kind, size_t first, mepic_error *err) {
     if (p->tokens.n > INT32_MAX) {
         return mp_fail(err, MEPIC_ERR_TOO_LONG, "the prompt has %zu tokens; no context is longer than %d", p->tokens.n,
                        INT32_MAX);
@@ -77,7 +76,7 @@ static mepic_status push_span(mepic_prepared *p, mepic_segment_kind kind, bool n
     uint32_t n = (uint32_t)(p->tokens.n - first);
     if (n == 0) return MEPIC_OK;
     mp_span *last = p->n_spans ? &p->spans[p->n_spans - 1] : NULL;
-    if (kind == MEPIC_TEXT && last && last->kind == MEPIC_TEXT) {
+    if (kind.kind == MEPIC_TEXT && last && last->kind == MEPIC_TEXT) {
         last->n += n;
         return MEPIC_OK;
     }
@@ -89,7 +88,9 @@ static mepic_status push_span(mepic_prepared *p, mepic_segment_kind kind, bool n
         p->cap_spans = cap;
     }
     // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): there is room: cap_spans > n_spans
-    p->spans[p->n_spans++] = (mp_span){ .kind = kind, .first = (uint32_t)first, .n = n, .no_cache = no_cache };
+    p->spans[p->n_spans] = kind;
+    p->spans[p->n_spans].first = (uint32_t)first;
+    p->spans[p->n_spans++].n = n;
     return MEPIC_OK;
 }
 
@@ -104,14 +105,15 @@ static mepic_status push_segment(mepic_prepared *p, const mepic_segment *segment
     } else {
         st = mp_tokenize(p->engine->tokenizer, text.data, text.len, special, segment->parse_special, &p->tokens, err);
     }
-    return st == MEPIC_OK ? push_span(p, segment->kind, segment->no_cache, first, err) : st;
+    const mp_span kind = { .kind = segment->kind, .no_cache = segment->no_cache, .common = segment->common };
+    return st == MEPIC_OK ? push_span(p, kind, first, err) : st;
 }
 
 static mepic_status push_bos(mepic_prepared *p, mepic_error *err) {
     int32_t bos = mp_tokenizer_bos(p->engine->tokenizer);
     if (!mp_tokenizer_adds_bos(p->engine->tokenizer) || bos < 0) return MEPIC_OK;
     mepic_status st = push_ids(&p->tokens, &bos, 1, err);
-    return st == MEPIC_OK ? push_span(p, MEPIC_TEXT, false, p->tokens.n - 1, err) : st;
+    return st == MEPIC_OK ? push_span(p, (mp_span){ .kind = MEPIC_TEXT }, p->tokens.n - 1, err) : st;
 }
 
 static mepic_status check_segment(const mepic_segment *segment, mepic_error *err) {

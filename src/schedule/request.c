@@ -70,11 +70,16 @@ static bool allocate(const mp_scheduler *s, mp_request *r) {
     return r->tokens && r->names && r->stream.pages && r->chunks;
 }
 
-static bool open_chunks(mp_scheduler *s, const mp_request_spec *spec, mp_request *r) {
+static mp_digest root_of(mp_scheduler *s, const mp_digest *scope) {
     const mp_job *canonical = s->canonical;
-    uint32_t n_canonical = canonical ? canonical->chunk.n_tokens : 0;
-    mp_digest root = mp_key_canonical_root(s->sha, &s->config.model, &spec->scope,
-                                           canonical ? canonical->chunk.tokens : NULL, n_canonical);
+    return mp_key_canonical_root(s->sha, &s->config.model, scope, canonical ? canonical->chunk.tokens : NULL,
+                                 canonical ? canonical->chunk.n_tokens : 0);
+}
+
+static bool open_chunks(mp_scheduler *s, const mp_request_spec *spec, mp_request *r) {
+    uint32_t n_canonical = s->canonical ? s->canonical->chunk.n_tokens : 0;
+    mp_digest own = root_of(s, &spec->scope), common = own;
+    bool has_common = false;
     for (uint32_t c = 0; c < r->layout.n_chunks; c++) {
         const mp_layout_chunk *part = &r->layout.chunks[c];
         mp_request_chunk *chunk = &r->chunks[c];
@@ -82,7 +87,10 @@ static bool open_chunks(mp_scheduler *s, const mp_request_spec *spec, mp_request
         chunk->job = mp_job_open(spec->tokens + part->first, part->n, s->config.page_size, n_canonical);
         chunk->pages = mp_alloc(pages_for(s, part->n) * sizeof *chunk->pages);
         if (!chunk->job || !chunk->pages) return false;
-        mp_key_chunk(s->sha, &root, chunk->job->chunk.tokens, part->n, s->config.page_size, mp_job_keys(chunk->job));
+        if (part->common && !has_common) common = root_of(s, &spec->common_scope);
+        has_common = has_common || part->common;
+        mp_key_chunk(s->sha, part->common ? &common : &own, chunk->job->chunk.tokens, part->n, s->config.page_size,
+                     mp_job_keys(chunk->job));
     }
     return true;
 }

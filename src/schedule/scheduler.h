@@ -54,7 +54,8 @@ typedef struct mp_request_spec {
     mepic_reuse reuse;     /* not DEFAULT */
     uint32_t link_tokens;  /* 0 = nothing; UINT32_MAX = everything */
     const uint16_t *page_masks; /* tests: [pages of the CHUNK spans, in order] 1 = linked as well; NULL */
-    mp_digest scope;
+    mp_digest scope;        /* of the request, */
+    mp_digest common_scope; /* and of its common spans */
     uint32_t max_tokens;   /* of the reply; 0 = until the context is full */
     bool logits_of_prompt; /* every computed prompt row wants logits */
     void *user;
