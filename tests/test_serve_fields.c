@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "support/replies.h"
 #include "support/server.h"
 
@@ -233,15 +234,28 @@ static json_int_t chunk_tokens_with(const char *key, const char *body) {
     return n;
 }
 
-static void a_key_sees_its_own_chunks_only(void **state) {
-    (void)state;
-    char path[] = "/tmp/mepic-keys-XXXXXX", body[2048];
+/* A file with this text; unlink it. */
+static const char *write_file(const char *text) {
+    static char path[32];
+    snprintf(path, sizeof path, "/tmp/mepic-keys-XXXXXX");
     int fd = mkstemp(path);
-    assert_int_equal(write(fd, "first-key\nsecond-key\n", 21), 21);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
     close(fd);
+    return path;
+}
+
+static mp_keys *two_keys(void) {
+    const char *path = write_file("first-key\nsecond-key\n");
     mp_keys *keys;
     assert_int_equal(mp_keys_read(path, &keys, NULL), MEPIC_OK);
     unlink(path);
+    return keys;
+}
+
+static void a_key_sees_its_own_chunks_only(void **state) {
+    (void)state;
+    char body[2048];
+    mp_keys *keys = two_keys();
     stop();
     mp_server_options options = default_options();
     options.keys = keys;
@@ -255,6 +269,88 @@ static void a_key_sees_its_own_chunks_only(void **state) {
     mp_keys_free(keys);
     options.keys = NULL;
     start(&options);
+}
+
+static mepic_status read_public(const char *text, mp_public **out, mepic_error *err) {
+    const char *path = write_file(text);
+    mepic_status status = mp_public_read(path, out, err);
+    unlink(path);
+    return status;
+}
+
+/* As sha256sum prints it. */
+static void hash_text(const char *text, char *out, size_t cap) {
+    mp_sha256 *sha = mp_sha256_open();
+    assert_non_null(sha);
+    mp_sha256_begin(sha);
+    mp_sha256_update(sha, text, strlen(text));
+    mp_digest digest = mp_sha256_end(sha);
+    mp_sha256_close(sha);
+    assert_true(cap > 2 * sizeof digest.bytes);
+    for (size_t i = 0; i < sizeof digest.bytes; i++) snprintf(out + 2 * i, 3, "%02x", digest.bytes[i]);
+}
+
+static void public_documents_are_shared_by_all_keys(void **state) {
+    (void)state;
+    char hash[65], titled_hash[65], titled[1024], list[512], body[2048];
+    hash_text(long_text('p'), hash, sizeof hash);
+    snprintf(titled, sizeof titled, "Name\n%s", long_text('q'));
+    hash_text(titled, titled_hash, sizeof titled_hash);
+    snprintf(list, sizeof list, "# hashes\n\n%s  first.txt\n  %s\n", hash, titled_hash);
+    mp_keys *keys = two_keys();
+    mp_public *public_documents;
+    assert_int_equal(read_public(list, &public_documents, NULL), MEPIC_OK);
+    stop();
+    mp_server_options options = default_options();
+    options.keys = keys;
+    options.public_documents = public_documents;
+    start(&options);
+    const struct {
+        const char *document;
+        char letter; /* of its text */
+        bool is_public;
+    } rounds[] = {
+        { "\"%s\\n\"", 'p', true }, // newlines at the end do not count
+        { "{\"title\":\"Name\",\"text\":\"%s\"}", 'q', true },
+        { "\"%s\"", 'q', false }, // without its title it is another text
+        { "\"%s\"", 'r', false },
+    };
+    for (size_t i = 0; i < 4; i++) {
+        char quoted[1024];
+        snprintf(quoted, sizeof quoted, rounds[i].document, long_text(rounds[i].letter));
+        snprintf(body, sizeof body, "{\"documents\":[%s]," QUESTION "}", quoted);
+        assert_int_equal(chunk_tokens_with("first-key", body), 0);
+        assert_int_equal(chunk_tokens_with("second-key", body) > 100, rounds[i].is_public);
+        assert_true(chunk_tokens_with("second-key", body) > 100);
+    }
+    stop();
+    mp_keys_free(keys);
+    mp_public_free(public_documents);
+    options.keys = NULL;
+    options.public_documents = NULL;
+    start(&options);
+}
+
+static void bad_lists_of_public_documents_are_refused(void **state) {
+    (void)state;
+    char hash[65], text[256];
+    mepic_error err;
+    mp_public *list;
+    hash_text("x", hash, sizeof hash);
+    static const char *const formats[] = { "%s\n%.63s\n", "%s\n%s0\n", "%s\n%.63sg\n", "%s\nsha256:%s\n" };
+    for (size_t i = 0; i < 4; i++) {
+        snprintf(text, sizeof text, formats[i], hash, hash);
+        assert_int_equal(read_public(text, &list, &err), MEPIC_ERR_ARGUMENT);
+        if (!strstr(err.message, "line 2")) fail_msg("no line in: %s", err.message);
+    }
+    assert_int_equal(mp_public_read("/nonexistent", &list, &err), MEPIC_ERR_IO);
+    assert_int_equal(read_public("# none\n", &list, &err), MEPIC_OK);
+    assert_false(mp_public_has(list, "x", 1));
+    mp_public_free(list);
+    assert_int_equal(read_public(hash, &list, &err), MEPIC_OK);
+    assert_true(mp_public_has(list, "x\n\n", 3));
+    assert_false(mp_public_has(list, "x ", 2));
+    mp_public_free(list);
 }
 
 /* ---- Unknown fields ---------------------------------------------------------------------------------------------- */
@@ -307,6 +403,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_mark_can_be_taken_back, setup, teardown),
         cmocka_unit_test_setup_teardown(special_tokens_are_text_in_messages, setup, teardown),
         cmocka_unit_test_setup_teardown(a_key_sees_its_own_chunks_only, setup, teardown),
+        cmocka_unit_test_setup_teardown(public_documents_are_shared_by_all_keys, setup, teardown),
+        cmocka_unit_test(bad_lists_of_public_documents_are_refused),
         cmocka_unit_test_setup_teardown(unknown_fields_are_one_line_of_log, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -109,6 +109,7 @@ static void bad_options_are_named(void **state) {
     REFUSED("MEPIC_MAX_REPLIES: 'many' is not a whole number from 1 to 65536", ENGINE);
     unsetenv("MEPIC_MAX_REPLIES");
     REFUSED("--api-key-file", "-m", model(), "--api-key-file", "/nonexistent");
+    REFUSED("--public-documents: /nonexistent", "-m", model(), "--public-documents", "/nonexistent");
     REFUSED("API keys", ENGINE, "--host", "0.0.0.0", "--port", "0");
     REFUSED("host", ENGINE, "--host", "no host", "--port", "0");
 }

@@ -15,7 +15,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 14, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum { N_SERVE_OPTIONS = 15, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
@@ -28,7 +28,7 @@ static const char usage_text[] =
 typedef struct serve_flags {
     mp_engine_flags engine;
     mp_settings settings;
-    const char *host, *key_file, *chunk_separator;
+    const char *host, *key_file, *chunk_separator, *public_file;
     mp_texts names;
     uint32_t port, max_replies, max_per_key, max_connections, drain, chunk_tool_results;
     uint64_t max_body;
@@ -48,6 +48,7 @@ static mp_option_group serve_group(serve_flags *f) {
         MP_COUNT(0, "port", &f->port, 0, 65535, "N", "TCP port (default 8080; 0: a free one)"),
         MP_TEXT(0, "api-key-file", &f->key_file, "FILE",
                 "keys that may ask, one a line, each with a cache of its own; needed to listen beyond 127.0.0.1"),
+        MP_TEXT(0, "public-documents", &f->public_file, "FILE", "SHA-256 of documents that all keys share, one a line"),
         MP_FLAG(0, "allow-everybody", &f->open, "listen beyond 127.0.0.1 without keys"),
         MP_TEXTS('a', "alias", &f->names, "NAME",
                  "name of the model in requests; may be given several times (default: the file's)"),
@@ -78,13 +79,31 @@ static void name_of_file(const char *path, char *out, size_t cap) {
     if (dot && dot != out && strcmp(dot, ".gguf") == 0) *dot = 0;
 }
 
-static mepic_status open_server(const serve_flags *f, mp_session *session, const mp_keys *keys, const char *file_name,
-                                mp_server **out, mepic_error *err) {
+/* What lies in files beside the model. */
+typedef struct serve_files {
+    mp_keys *keys;
+    mp_public *public_documents;
+} serve_files;
+
+static mepic_status read_files(const serve_flags *f, serve_files *out, mepic_error *err) {
+    mepic_error why;
+    const char *option = "--api-key-file";
+    mepic_status status = f->key_file ? mp_keys_read(f->key_file, &out->keys, &why) : MEPIC_OK;
+    if (status == MEPIC_OK && f->public_file) {
+        option = "--public-documents";
+        status = mp_public_read(f->public_file, &out->public_documents, &why);
+    }
+    return status == MEPIC_OK ? MEPIC_OK : mp_fail(err, status, "%s: %s", option, why.message);
+}
+
+static mepic_status open_server(const serve_flags *f, mp_session *session, const serve_files *files,
+                                const char *file_name, mp_server **out, mepic_error *err) {
     mp_server_options options = {
         .engine = session->engine,
         .host = f->host,
         .port = (uint16_t)f->port,
-        .keys = keys,
+        .keys = files->keys,
+        .public_documents = files->public_documents,
         .allow_open = f->open,
         .n_names = f->names.n,
         .max_replies = f->max_replies,
@@ -158,12 +177,12 @@ static int run_server(mp_server *server, const mp_log *log, int signals, uint32_
     return mp_server_broken(server) ? MP_EXIT_FAILURE : MP_EXIT_OK;
 }
 
-static int serve(const serve_flags *f, mp_session *session, const mp_keys *keys, int signals) {
+static int serve(const serve_flags *f, mp_session *session, const serve_files *files, int signals) {
     char file_name[256];
     name_of_file(f->engine.model, file_name, sizeof file_name);
     mp_server *server;
     mepic_error err;
-    mepic_status status = open_server(f, session, keys, file_name, &server, &err);
+    mepic_status status = open_server(f, session, files, file_name, &server, &err);
     if (status != MEPIC_OK) {
         mp_log_write(&f->log, MEPIC_LOG_ERROR, "%s", err.message);
         return mp_exit_status(status);
@@ -188,25 +207,22 @@ int mp_cli_serve(int argc, char **argv) {
     f.log = (mp_log){ .write = mp_serve_log_write, .user = &f.lines };
     f.engine.log = &f.log;
     f.engine.quiet = f.engine.quiet || f.json_log;
-    mp_keys *keys = NULL;
+    serve_files files = { 0 };
     mepic_error err;
-    if (f.key_file && mp_keys_read(f.key_file, &keys, &err) != MEPIC_OK) {
-        mp_log_write(&f.log, MEPIC_LOG_ERROR, "--api-key-file: %s", err.message);
-        mp_settings_clear(&f.settings);
-        return MP_EXIT_USAGE;
-    }
+    mepic_status status = read_files(&f, &files, &err);
     int signals = catch_signals();
     mp_session session;
-    mepic_status status = mp_session_open(&session, &f.engine, NULL, &err);
+    if (status == MEPIC_OK) status = mp_session_open(&session, &f.engine, NULL, &err);
     if (status == MEPIC_OK) {
-        result = serve(&f, &session, keys, signals);
+        result = serve(&f, &session, &files, signals);
         mp_session_close(&session);
     } else {
         mp_log_write(&f.log, MEPIC_LOG_ERROR, "%s", err.message);
         result = mp_exit_status(status);
     }
     close(signals);
-    mp_keys_free(keys);
+    mp_keys_free(files.keys);
+    mp_public_free(files.public_documents);
     mp_settings_clear(&f.settings);
     return result;
 }

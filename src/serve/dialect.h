@@ -11,6 +11,7 @@
 #include "serve/error.h"
 #include "serve/feed.h"
 #include "serve/generation.h"
+#include "serve/public.h"
 
 /* What dialects may know of the server. Immutable while it runs. */
 typedef struct mp_api {
@@ -22,6 +23,7 @@ typedef struct mp_api {
     int64_t created;  /* seconds since 1970: when the model was loaded */
     const char *chunk_separator;  /* what stands between two of them in a request's text is a chunk; NULL = off */
     uint32_t chunk_tool_results;  /* tool results of so many tokens are chunks; 0 = off */
+    const mp_public *public_documents; /* NULL = none */
     mp_log log;
 } mp_api;
 

@@ -333,10 +333,20 @@ static bool check_bytes(const mp_prompt_draft *draft, const mp_api *api, mp_api_
                      (unsigned long long)bytes, api->info->context, (unsigned long long)most);
 }
 
+static void mark_public(const mp_prompt_draft *draft, const mp_public *list) {
+    for (uint32_t i = 0; list && i < draft->n_segments; i++) {
+        mepic_segment *segment = &draft->segments[i];
+        if (segment->kind == MEPIC_CHUNK && segment->text) {
+            segment->common = mp_public_has(list, segment->text, segment->len);
+        }
+    }
+}
+
 bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err) {
     if (!check_bytes(draft, api, err)) return false;
     order_results(draft);
+    mark_public(draft, api->public_documents);
     mepic_message *messages = mp_calloc(draft->n_messages, sizeof *messages);
     if (!messages) return mp_refuse_memory(err, "a prompt");
     for (uint32_t i = 0; i < draft->n_messages; i++) {

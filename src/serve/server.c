@@ -407,6 +407,7 @@ static void fill_defaults(mp_server *server) {
         .created = (int64_t)time(NULL),
         .chunk_separator = o->chunk_separator && *o->chunk_separator ? o->chunk_separator : NULL,
         .chunk_tool_results = o->chunk_tool_results,
+        .public_documents = o->public_documents,
         .log = o->log,
     };
     if (getrandom(&server->api.id_seed, sizeof server->api.id_seed, 0) < 0) server->api.id_seed = mp_now_ns();

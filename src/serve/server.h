@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "serve/keys.h"
+#include "serve/public.h"
 #include "serve/record.h"
 
 enum { MP_SERVED_NAMES_MAX = 16 };
@@ -30,6 +31,7 @@ typedef struct mp_server_options {
     uint32_t body_ms;         /* for a body, and a second more for each KiB of it that came; 0 = 30000 */
     const char *chunk_separator;  /* what stands between two of them in a request's text is a chunk; NULL = off */
     uint32_t chunk_tool_results;  /* tool results of so many tokens are chunks; 0 = off */
+    const mp_public *public_documents; /* chunks that all keys share; NULL = none */
     mp_log log;               /* called on several threads */
     void (*record)(void *user, const mp_record *record); /* the same, with the log's user; NULL = none */
 } mp_server_options;

@@ -1,0 +1,101 @@
+#include "serve/public.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/mem.h"
+
+enum { LINE_CAP = 1024 };
+
+struct mp_public {
+    mp_digest *items; /* [n], sorted once all are there */
+    uint32_t n, cap;
+};
+
+static int compare(const void *a, const void *b) {
+    return memcmp(a, b, sizeof(mp_digest));
+}
+
+static int digit_of(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* 64 digits, then the end or a blank. */
+static bool read_digest(const char *text, mp_digest *out) {
+    for (size_t i = 0; i < 2 * sizeof out->bytes; i++) {
+        int digit = digit_of(text[i]);
+        if (digit < 0) return false;
+        out->bytes[i / 2] = (uint8_t)(out->bytes[i / 2] << 4 | digit);
+    }
+    return strchr(" \t", text[2 * sizeof out->bytes]) != NULL;
+}
+
+static mepic_status add_line(mp_public *list, const char *path, uint32_t number, char *text, mepic_error *err) {
+    text[strcspn(text, "\r\n")] = 0;
+    const char *from = text + strspn(text, " \t");
+    if (!*from || *from == '#') return MEPIC_OK;
+    mp_digest digest = { { 0 } };
+    if (!read_digest(from, &digest)) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: '%.80s' is not a SHA-256, 64 hexadecimal digits", path,
+                       number, from);
+    }
+    if (list->n == MP_PUBLIC_MAX) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: more than %d documents", path, number, MP_PUBLIC_MAX);
+    }
+    if (list->n == list->cap) {
+        uint32_t cap = list->cap ? 2 * list->cap : 64;
+        mp_digest *grown = mp_realloc(list->items, cap * sizeof *grown);
+        if (!grown) return mp_fail_nomem(err, path, cap * sizeof *grown);
+        list->items = grown;
+        list->cap = cap;
+    }
+    list->items[list->n++] = digest;
+    return MEPIC_OK;
+}
+
+mepic_status mp_public_read(const char *path, mp_public **out, mepic_error *err) {
+    FILE *file = fopen(path, "re");
+    if (!file) return mp_fail(err, MEPIC_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
+    mp_public *list = mp_calloc(1, sizeof *list);
+    mepic_status status = list ? MEPIC_OK : mp_fail_nomem(err, path, sizeof *list);
+    char text[LINE_CAP];
+    for (uint32_t number = 1; status == MEPIC_OK && fgets(text, sizeof text, file); number++) {
+        if (strlen(text) == sizeof text - 1) {
+            status = mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: longer than %d bytes", path, number, LINE_CAP - 2);
+        } else {
+            status = add_line(list, path, number, text, err);
+        }
+    }
+    if (status == MEPIC_OK && ferror(file)) status = mp_fail(err, MEPIC_ERR_IO, "%s cannot be read", path);
+    fclose(file);
+    if (status != MEPIC_OK) {
+        mp_public_free(list);
+        return status;
+    }
+    if (list->n > 0) qsort(list->items, list->n, sizeof *list->items, compare);
+    *out = list;
+    return MEPIC_OK;
+}
+
+void mp_public_free(mp_public *list) {
+    if (!list) return;
+    mp_free(list->items);
+    mp_free(list);
+}
+
+bool mp_public_has(const mp_public *list, const char *text, size_t len) {
+    mp_sha256 *sha = list->n > 0 ? mp_sha256_open() : NULL;
+    if (!sha) return false;
+    while (len > 0 && text[len - 1] == '\n') len--;
+    mp_sha256_begin(sha);
+    mp_sha256_update(sha, text, len);
+    mp_digest digest = mp_sha256_end(sha);
+    mp_sha256_close(sha);
+    return bsearch(&digest, list->items, list->n, sizeof digest, compare) != NULL;
+}
