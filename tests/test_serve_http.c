@@ -102,6 +102,41 @@ static void requests_get_their_status(void **state) {
     }
 }
 
+/* What libmicrohttpd takes for a header by another name, another server takes for a body's length: what the one sees as
+ * a body is a second request to the other. */
+static void no_second_request_hides_in_a_body(void **state) {
+    (void)state;
+    static const char *const heads[] = {
+        "Content-Length : %zu\r\n",
+        "Content-Length\t: %zu\r\n",
+        "Content-Length: 2\r\n 9\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "Transfer-Encoding: chunked\r\n\tx\r\n",
+        "Conten: %zu\r\n t-Length\r\n",
+        "X: y\r\n Content-Length: %zu\r\n",
+        "X y: z\r\n",
+        "X\"y: z\r\n",
+    };
+    static const char hidden[] = "GET /health HTTP/1.1\r\n" HOST "\r\n";
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        char head[128], bytes[512];
+        snprintf(head, sizeof head, heads[i], sizeof hidden - 1); // NOLINT: of the table above
+        snprintf(bytes, sizeof bytes, "GET /health HTTP/1.1\r\n" HOST "%s\r\n%s", head, hidden);
+        http_client c;
+        http_reply reply;
+        http_open(&c, port);
+        http_send_text(&c, bytes);
+        if (http_read(&c, &reply)) {
+            if (reply.status != 400) fail_msg("%d instead of 400 for: %s", reply.status, head);
+            http_reply_clear(&reply);
+        }
+        if (http_read(&c, &reply)) fail_msg("a second answer, %d, for: %s", reply.status, head);
+        http_close(&c);
+    }
+    static const char fine[] = "GET /health HTTP/1.1\r\n" HOST "X:\r\nY: \r\nZ: \t z\r\nContent-Language: de\r\n\r\n";
+    expect_raw(fine, sizeof fine - 1, 200);
+}
+
 /* What a header section or a path may grow to. */
 static void heads_are_bounded(void **state) {
     (void)state;
@@ -277,6 +312,7 @@ static void requests_in_a_row_are_answered_in_order(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(requests_get_their_status, setup, teardown),
+        cmocka_unit_test_setup_teardown(no_second_request_hides_in_a_body, setup, teardown),
         cmocka_unit_test_setup_teardown(heads_are_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(numbers_are_in_range_or_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(bodies_are_bounded, setup, teardown),

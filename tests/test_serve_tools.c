@@ -333,6 +333,20 @@ static void anthropic_bodies_have_tool_use(void **state) {
     json_decref(root);
 }
 
+/* Doubles have up to 17 digits, and times and amounts use them; what is written with fewer keeps them. */
+static void numbers_in_a_call_keep_their_digits(void **state) {
+    (void)state;
+    static const char input[] =
+        "{\"t\":1718000000.123456,\"u\":0.1,\"v\":0.30000000000000004,\"w\":-1e-7,\"x\":2.0,"
+        "\"y\":9007199254740993,\"z\":[\"\\\"\\\\\\n\\t\\u0001\\u0000/\u00e4\",true,false,null,{}]}";
+    char call[512], wanted[512];
+    snprintf(call, sizeof call, "<tool_call>{\"name\": \"f\", \"arguments\": %s}</tool_call>", input);
+    snprintf(wanted, sizeof wanted, "\"input\":%s", input);
+    mp_buf out = write_reply(&mp_anthropic_messages, ANTHROPIC(""), call, MEPIC_FINISH_STOP, -1);
+    if (!strstr(out.data, wanted)) fail_msg("no %s in %s", wanted, out.data);
+    mp_buf_clear(&out);
+}
+
 static void anthropic_streams_are_blocks_in_order(void **state) {
     (void)state;
     mp_buf out = write_reply(&mp_anthropic_messages, ANTHROPIC(",\"stream\":true"), TWO_CALLS, MEPIC_FINISH_STOP, -1);
@@ -728,6 +742,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(openai_bodies_have_tool_calls),
         cmocka_unit_test(openai_streams_have_tool_calls),
         cmocka_unit_test(anthropic_bodies_have_tool_use),
+        cmocka_unit_test(numbers_in_a_call_keep_their_digits),
         cmocka_unit_test(anthropic_streams_are_blocks_in_order),
         cmocka_unit_test(a_long_call_does_not_look_dead),
         cmocka_unit_test(both_dialects_make_the_same_prompt),

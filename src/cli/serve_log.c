@@ -13,7 +13,7 @@ static void add(json_t *object, const char *name, uint64_t value) {
 }
 
 static void add_ms(json_t *object, const char *name, uint64_t ns) {
-    json_object_set_new(object, name, json_real((double)(ns / 1000) * 1e-3));
+    json_object_set_new(object, name, json_real((double)(ns / 1000) / 1e3));
 }
 
 /* Absent where there is none. */

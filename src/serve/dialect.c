@@ -96,8 +96,8 @@ static double per_second(uint32_t n, double ms) {
 
 json_t *mp_api_timings(const mepic_usage *u) {
     uint32_t cached = u->prefix_tokens + u->chunk_tokens, computed = u->prompt_tokens - cached;
-    double prompt_ms = (double)u->ttft_ns * 1e-6; // waiting for chunks that are compiled looks like waiting in a queue
-    double predicted_ms = u->ttft_ns ? (double)(u->total_ns - u->ttft_ns) * 1e-6 : 0.0;
+    double prompt_ms = (double)u->ttft_ns / 1e6; // waiting for chunks that are compiled looks like waiting in a queue
+    double predicted_ms = u->ttft_ns ? (double)(u->total_ns - u->ttft_ns) / 1e6 : 0.0;
     uint32_t predicted = u->completion_tokens > 0 ? u->completion_tokens - 1 : 0;
     return json_pack("{s:I, s:I, s:f, s:f, s:I, s:f, s:f}", "cache_n", (json_int_t)cached, "prompt_n",
                      (json_int_t)computed, "prompt_ms", prompt_ms, "prompt_per_second", per_second(computed, prompt_ms),

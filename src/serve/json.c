@@ -1,6 +1,7 @@
 #include "serve/json.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- In ---------------------------------------------------------------------------------------------------------- */
@@ -72,18 +73,102 @@ const char *mp_json_kind(const json_t *value) {
 
 /* ---- Out --------------------------------------------------------------------------------------------------------- */
 
-static int append(const char *bytes, size_t n, void *out) {
-    return mp_buf_append(out, bytes, n) ? 0 : -1;
+/* What stands between the items of a list, and between a name and its value. */
+typedef struct layout {
+    const char *comma, *colon;
+} layout;
+
+static bool append(const char *text, mp_buf *out) {
+    return mp_buf_append(out, text, strlen(text));
+}
+
+static bool write_string(const char *text, size_t n, mp_buf *out) {
+    static const char special[] = "\b\f\n\r\t\"\\", letters[] = "bfnrt\"\\";
+    bool ok = mp_buf_append(out, "\"", 1);
+    for (size_t i = 0, plain = 0; ok && i <= n; i++) {
+        unsigned char c = i < n ? (unsigned char)text[i] : 0;
+        if (i < n && c >= ' ' && c != '"' && c != '\\') continue;
+        ok = mp_buf_append(out, text + plain, i - plain);
+        plain = i + 1;
+        if (!ok || i == n) break;
+        char escaped[8];
+        const char *found = c ? strchr(special, c) : NULL;
+        if (found)
+            snprintf(escaped, sizeof escaped, "\\%c", letters[found - special]);
+        else
+            snprintf(escaped, sizeof escaped, "\\u%04X", c);
+        ok = append(escaped, out);
+    }
+    return ok && mp_buf_append(out, "\"", 1);
+}
+
+/* With as few of 15 to 17 digits as read as the same number: what a client or a model wrote stays what it was. */
+static bool write_real(const json_t *value, mp_buf *out) {
+    char text[48];
+    for (size_t digits = 15;; digits++) {
+        size_t n = json_dumpb(value, text, sizeof text - 1, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
+        if (n == 0 || n >= sizeof text) return false;
+        text[n] = 0;
+        if (digits == 17 || strtod(text, NULL) == json_real_value(value)) return append(text, out);
+    }
+}
+
+static bool write_value(const json_t *value, const layout *l, mp_buf *out);
+
+static bool write_array(const json_t *array, const layout *l, mp_buf *out) {
+    size_t n = json_array_size(array);
+    bool ok = append("[", out);
+    for (size_t i = 0; ok && i < n; i++) {
+        ok = (i == 0 || append(l->comma, out)) && write_value(json_array_get(array, i), l, out);
+    }
+    return ok && append("]", out);
+}
+
+static bool write_object(const json_t *object, const layout *l, mp_buf *out) {
+    bool ok = append("{", out), first = true;
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        ok = ok && (first || append(l->comma, out)) && write_string(name, strlen(name), out) && append(l->colon, out) &&
+             write_value(value, l, out);
+        first = false;
+    }
+    return ok && append("}", out);
+}
+
+static bool write_value(const json_t *value, const layout *l, mp_buf *out) {
+    char text[24];
+    switch (json_typeof(value)) {
+    case JSON_OBJECT: return write_object(value, l, out);
+    case JSON_ARRAY: return write_array(value, l, out);
+    case JSON_STRING: return write_string(json_string_value(value), json_string_length(value), out);
+    case JSON_INTEGER:
+        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
+        return append(text, out);
+    case JSON_REAL: return write_real(value, out);
+    case JSON_TRUE: return append("true", out);
+    case JSON_FALSE: return append("false", out);
+    case JSON_NULL: return append("null", out);
+    }
+    return false;
 }
 
 bool mp_json_write(json_t *value, mp_buf *out) {
-    bool ok = value && json_dump_callback(value, append, out, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0;
+    static const layout compact = { ",", ":" };
+    bool ok = value && write_value(value, &compact, out);
     json_decref(value);
     return ok;
 }
 
 bool mp_json_dump(const json_t *value, mp_buf *out) {
-    return json_dump_callback(value, append, out, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15)) == 0;
+    static const layout spaced = { ", ", ": " };
+    return write_value(value, &spaced, out);
+}
+
+json_t *mp_json_float(float value) {
+    char text[32];
+    snprintf(text, sizeof text, "%.9g", (double)value);
+    return json_real(strtod(text, NULL));
 }
 
 /* Bytes of the well-formed UTF-8 character at the start of s, 0: there is none. */

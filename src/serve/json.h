@@ -14,10 +14,13 @@ enum { MP_JSON_DEPTH_MAX = 64, MP_JSON_VALUES_MAX = 1 << 19 };
 
 /* A JSON object, or NULL with a 400 that says what is wrong where. */
 json_t *mp_json_parse(const char *bytes, size_t n, mp_api_error *err);
-/* Appends `value` and drops the reference; NULL (an allocation failed on the way) gives false. */
+/* Appends `value` and drops the reference; NULL (an allocation failed on the way) gives false. Numbers are written with
+ * the digits that they need to stay the same. */
 bool mp_json_write(json_t *value, mp_buf *out);
 /* Appends `value` as Python's json.dumps writes it, with blanks behind ',' and ':'. */
 bool mp_json_dump(const json_t *value, mp_buf *out);
+/* A number that is written with the nine digits a float has. */
+json_t *mp_json_float(float value);
 /* Any bytes as a string; what is not UTF-8 becomes U+FFFD. */
 json_t *mp_json_text(const char *bytes, size_t n);
 /* What a value is, for messages: "a string". */

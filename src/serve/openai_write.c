@@ -89,7 +89,8 @@ static json_t *chat_logprob(const mp_writer *w, int32_t token, float logprob) {
     size_t n = token_bytes(w, token, bytes, sizeof bytes);
     json_t *list = json_array();
     for (size_t i = 0; i < n; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
-    return json_pack("{s:o, s:f, s:o}", "token", mp_json_text(bytes, n), "logprob", (double)logprob, "bytes", list);
+    return json_pack("{s:o, s:o, s:o}", "token", mp_json_text(bytes, n), "logprob", mp_json_float(logprob), "bytes",
+                     list);
 }
 
 static bool add_chat_logprob(const mp_writer *w, const mp_feed_event *e, json_t **list) {
@@ -113,7 +114,7 @@ static bool add_text_logprob(const mp_writer *w, const mp_feed_event *e, size_t 
     for (uint32_t i = 0; i < e->n_top; i++) {
         char name_bytes[TOKEN_BYTES_MAX];
         size_t len = token_bytes(w, e->top[i].token, name_bytes, sizeof name_bytes);
-        json_t *name = mp_json_text(name_bytes, len), *value = json_real((double)e->top[i].logprob);
+        json_t *name = mp_json_text(name_bytes, len), *value = mp_json_float(e->top[i].logprob);
         if (name && strlen(json_string_value(name)) == json_string_length(name))
             json_object_set_new(top, json_string_value(name), value);
         else
@@ -121,7 +122,7 @@ static bool add_text_logprob(const mp_writer *w, const mp_feed_event *e, size_t 
         json_decref(name);
     }
     return json_array_append_new(json_object_get(*lists, "tokens"), mp_json_text(bytes, n)) == 0 &&
-           json_array_append_new(json_object_get(*lists, "token_logprobs"), json_real((double)e->logprob)) == 0 &&
+           json_array_append_new(json_object_get(*lists, "token_logprobs"), mp_json_float(e->logprob)) == 0 &&
            json_array_append_new(json_object_get(*lists, "top_logprobs"), top) == 0 &&
            json_array_append_new(json_object_get(*lists, "text_offset"), json_integer((json_int_t)offset)) == 0;
 }

@@ -119,15 +119,33 @@ static const char *header(struct MHD_Connection *connection, const char *name) {
 
 typedef struct header_counts {
     uint32_t all, lengths, encodings;
+    const char *malformed; /* a name; NULL: none */
 } header_counts;
+
+static bool is_or_begins_with(const char *name, const char *known, uint32_t *n_known) {
+    size_t len = strlen(known);
+    if (strncasecmp(name, known, len) != 0) return false;
+    *n_known += !name[len];
+    return name[len];
+}
+
+/* libmicrohttpd leaves a blank before the colon in the name, and appends a folded line to the name, not to the value,
+ * so what others read as a length can have another name here, and the other way round. A name that something was
+ * appended to stands elsewhere in memory; one that was sent like that, directly in front of its value. */
+static bool is_malformed(header_counts *counts, const char *name, const char *value) {
+    static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t len = strlen(name);
+    bool folded = value && (uintptr_t)value - (uintptr_t)name - len - 1 > HEADER_BYTES_MAX;
+    bool longer = is_or_begins_with(name, MHD_HTTP_HEADER_CONTENT_LENGTH, &counts->lengths);
+    longer = is_or_begins_with(name, MHD_HTTP_HEADER_TRANSFER_ENCODING, &counts->encodings) || longer;
+    return len == 0 || strspn(name, token) != len || folded || longer;
+}
 
 static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *name, const char *value) {
     (void)kind;
-    (void)value;
     header_counts *counts = cls;
     counts->all++;
-    counts->lengths += strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH) == 0;
-    counts->encodings += strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING) == 0;
+    if (is_malformed(counts, name, value)) counts->malformed = name;
     return MHD_YES;
 }
 
@@ -138,6 +156,13 @@ static bool check_framing(mp_exchange *x, mp_api_error *err) {
     if (counts.all > HEADERS_MAX) {
         return mp_refuse(err, 431, "too_many_headers", NULL, "the request has %u headers; at most %d", counts.all,
                          HEADERS_MAX);
+    }
+    if (counts.malformed) {
+        return mp_refuse(
+            err, 400, "malformed_header", NULL,
+            "the header '%.60s' is malformed: a name has no blanks, ends at the colon, and its value is one "
+            "line",
+            counts.malformed);
     }
     if (counts.lengths + counts.encodings > 1) {
         return mp_refuse(err, 400, "ambiguous_length", NULL,
