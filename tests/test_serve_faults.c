@@ -5,8 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "engine/engine.h"
 #include "support/replies.h"
 #include "support/server.h"
@@ -83,6 +85,50 @@ static void a_stream_without_events_says_so(void **state) {
     assert_true(s.done);
     json_decref(s.last);
     http_close(&second);
+    close_long();
+}
+
+/* Lines of `c` are read until that many replies wait. */
+static void read_until_waiting(http_client *c, double n) {
+    while (metric("vllm:num_requests_waiting{model_name=\"tiny\"} ") != n) assert_non_null(http_read_line(c));
+}
+
+/* One runs and sixteen wait in the engine, so the next one waits in front of it. */
+static void waiting_in_front_of_the_engine_is_waiting(void **state) {
+    (void)state;
+    mp_server_options options = default_options();
+    options.max_replies = 32;
+    open_long(&options, 1);
+    http_client running, ahead[2], late;
+    open_stream(&running, "/v1/completions", long_stream);
+    assert_non_null(http_read_line(&running));
+    for (uint32_t i = 0; i < 2; i++) {
+        http_open(&ahead[i], port);
+        http_send_request(&ahead[i], "POST", "/v1/completions", "", "{\"prompt\":\"x\",\"n\":8," LONG "}");
+        read_until_waiting(&running, 8.0 * (i + 1));
+    }
+    http_open(&late, port);
+    http_send_request(&late, "POST", "/v1/completions", "", "{\"prompt\":\"x\",\"max_tokens\":3,\"ignore_eos\":true}");
+    read_until_waiting(&running, 17);
+    uint64_t since = mp_now_ns();
+    for (uint32_t i = 0; i < 300; i++) assert_non_null(http_read_line(&running));
+    double least = (double)(mp_now_ns() - since) * 1e-9;
+    http_close(&running);
+    for (uint32_t i = 0; i < 2; i++) http_close(&ahead[i]);
+    http_reply reply;
+    assert_true(http_read(&late, &reply));
+    assert_int_equal(reply.status, 200);
+    json_t *root = json_loads(reply.body, JSON_ALLOW_NUL, NULL);
+    assert_true(json_real_value(at(root, "timings/prompt_ms")) >= least * 1e3);
+    static const char *const sums[] = { "time_to_first_token", "e2e_request_latency", "request_queue_time" };
+    for (uint32_t i = 0; i < 3; i++) { // of the one that was not cancelled
+        char line[96];
+        snprintf(line, sizeof line, "vllm:%s_seconds_sum{model_name=\"tiny\"} ", sums[i]);
+        assert_true(metric(line) >= least);
+    }
+    json_decref(root);
+    http_reply_clear(&reply);
+    http_close(&late);
     close_long();
 }
 
@@ -234,10 +280,15 @@ static void a_broken_engine_is_told(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_client_that_leaves_frees_its_pages), cmocka_unit_test(a_stream_without_events_says_so),
-        cmocka_unit_test(a_slow_reader_is_cancelled),           cmocka_unit_test(a_request_that_never_ends_is_cut_off),
-        cmocka_unit_test(out_of_memory_costs_one_request),      cmocka_unit_test(an_ending_server_says_why),
-        cmocka_unit_test(a_drained_server_lets_replies_end),    cmocka_unit_test(a_broken_engine_is_told),
+        cmocka_unit_test(a_client_that_leaves_frees_its_pages),
+        cmocka_unit_test(a_stream_without_events_says_so),
+        cmocka_unit_test(waiting_in_front_of_the_engine_is_waiting),
+        cmocka_unit_test(a_slow_reader_is_cancelled),
+        cmocka_unit_test(a_request_that_never_ends_is_cut_off),
+        cmocka_unit_test(out_of_memory_costs_one_request),
+        cmocka_unit_test(an_ending_server_says_why),
+        cmocka_unit_test(a_drained_server_lets_replies_end),
+        cmocka_unit_test(a_broken_engine_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,6 +43,7 @@ struct mp_feed {
     mp_choice *choices;        /* [n_choices] */
     uint32_t n_choices, n_ended;
     uint64_t n_tokens;        /* of the prompts; set by submit */
+    uint64_t submitted_ns, waited_ns; /* when it came into the line, and how long it stood there */
     mp_feed *next, *previous; /* in the loop's lists */
     struct mp_feed_shared *shared;
 };

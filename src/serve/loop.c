@@ -75,6 +75,7 @@ static void end_choices(mp_loop *loop, mp_feed *feed, uint32_t n) {
 /* Puts a feed's requests into the engine, all or none. */
 static void start_feed(mp_loop *loop, mp_feed *feed) {
     link_feed(loop, feed);
+    feed->waited_ns = mp_now_ns() - feed->submitted_ns;
     mepic_error err;
     uint32_t i = 0;
     for (; i < feed->n_choices; i++) {
@@ -97,10 +98,18 @@ static void start_feed(mp_loop *loop, mp_feed *feed) {
     end_choices(loop, feed, feed->n_choices - i);
 }
 
-static void take_event(mp_loop *loop, const mepic_event *event, uint64_t now) {
+/* The engine counts from its own submit; for the client, time in the line is waiting too. */
+static void add_line(mepic_usage *usage, uint64_t waited_ns) {
+    usage->queue_ns += waited_ns;
+    if (usage->ttft_ns) usage->ttft_ns += waited_ns; // 0: no token came
+    usage->total_ns += waited_ns;
+}
+
+static void take_event(mp_loop *loop, mepic_event *event, uint64_t now) {
     mp_choice *choice = event->user;
     mp_feed *feed = choice->feed;
     bool done = event->kind == MEPIC_EVENT_DONE;
+    if (done) add_line(&event->usage, feed->waited_ns);
     pthread_mutex_lock(&loop->lock);
     if (done)
         mp_metrics_count_reply(&loop->metrics, event->finish, &event->usage);
@@ -274,6 +283,7 @@ bool mp_loop_welcome(mp_loop *loop, uint32_t tenant, mp_api_error *err) {
 
 bool mp_loop_submit(mp_loop *loop, mp_feed *feed, mp_api_error *err) {
     feed->n_tokens = mp_generation_tokens(feed->generation);
+    feed->submitted_ns = mp_now_ns();
     pthread_mutex_lock(&loop->lock);
     bool ok = has_room(loop, feed->tenant, feed->n_choices, feed->n_tokens, err);
     if (ok) {
