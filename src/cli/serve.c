@@ -158,23 +158,25 @@ static void tell_supervisor(const mp_log *log, const char *state) {
     if (mp_notify(state, &err) != MEPIC_OK) mp_log_write(log, MEPIC_LOG_WARN, "%s", err.message);
 }
 
+static int broken(const mp_log *log) {
+    mp_log_write(log, MEPIC_LOG_ERROR, "the engine is broken; what ran was ended with an error");
+    return MP_EXIT_FAILURE;
+}
+
 /* Until the end. Returns the exit status. */
 static int run_server(mp_server *server, const mp_log *log, int signals, uint32_t drain_seconds) {
     while (!take_signal(signals)) {
         wait_for_either(signals, server, FOREVER);
-        if (mp_server_broken(server)) {
-            mp_log_write(log, MEPIC_LOG_ERROR, "the engine is broken; what ran was ended with an error");
-            return MP_EXIT_FAILURE;
-        }
+        if (mp_server_broken(server)) return broken(log);
     }
     mp_server_drain(server);
     tell_supervisor(log, "STOPPING=1\nSTATUS=draining");
     mp_log_write(log, MEPIC_LOG_WARN, "ending; what runs has %u seconds, a second signal does not wait", drain_seconds);
     uint64_t deadline = mp_now_ns() + drain_seconds * NS;
-    while (!mp_server_idle(server) && mp_now_ns() < deadline && !take_signal(signals)) {
+    while (!mp_server_idle(server) && !mp_server_broken(server) && mp_now_ns() < deadline && !take_signal(signals)) {
         wait_for_either(signals, server, deadline);
     }
-    return mp_server_broken(server) ? MP_EXIT_FAILURE : MP_EXIT_OK;
+    return mp_server_broken(server) ? broken(log) : MP_EXIT_OK;
 }
 
 static int serve(const serve_flags *f, mp_session *session, const serve_files *files, int signals) {

@@ -134,8 +134,12 @@ static void drop_waiting(mp_loop *loop, mp_feed *feed, const mp_api_error *why) 
     mp_feed_drop(feed);
 }
 
-static void fail_all(mp_loop *loop, const mp_api_error *why) {
+static void fail_line(mp_loop *loop, const mp_api_error *why) {
     for (mp_feed *feed = mp_line_pop(loop->line); feed; feed = mp_line_pop(loop->line)) drop_waiting(loop, feed, why);
+}
+
+static void fail_all(mp_loop *loop, const mp_api_error *why) {
+    fail_line(loop, why);
     for (mp_feed *feed = loop->live; feed; feed = feed->next) {
         mp_feed_fail(feed, why);
         cancel_choices(loop, feed);
@@ -149,10 +153,11 @@ static void note_broken(mp_loop *loop, const mepic_error *err) {
     loop->broken = true;
     loop->refusal = why;
     pthread_mutex_unlock(&loop->lock);
-    fail_all(loop, &why);
+    fail_line(loop, &why);
     while (loop->live) { // no events will come
         mp_feed *feed = loop->live;
         leave_seats(loop, feed);
+        mp_feed_fail(feed, &why);
         unlink_feed(loop, feed);
         mp_feed_drop(feed);
     }
@@ -217,6 +222,7 @@ static void *run(void *arg) {
             mp_line_push(loop->line, feed);
             feed = next;
         }
+        if (loop->broken) fail_line(loop, &loop->refusal); // they came before it was noted
         if (!stop && !mp_line_empty(loop->line)) fill_engine(loop);
         if (!stop && !loop->broken && mepic_busy(loop->engine)) step(loop);
     }
