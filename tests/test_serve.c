@@ -308,12 +308,27 @@ static void a_full_queue_says_so(void **state) {
                       "{\"prompt\":\"x\",\"n\":1,\"max_tokens\":500,\"ignore_eos\":true,\"stream\":true}");
     assert_int_equal(http_read_head(&c, head, sizeof head), 200);
     http_reply reply;
-    int status = http_ask(port, "POST", "/v1/completions", "", "{\"prompt\":[\"x\",\"y\"]}", &reply);
+    int status = http_ask(port, "POST", "/v1/completions", "", "{\"prompt\":\"x\"}", &reply);
     assert_int_equal(status, 503);
     assert_true(http_header(reply.head, "Retry-After", wait, sizeof wait));
     assert_non_null(strstr(reply.body, "overloaded"));
     http_reply_clear(&reply);
     http_close(&c);
+}
+
+/* Trying again would not help. */
+static void expect_never(const char *key, const char *body, const char *number) {
+    http_reply reply;
+    char wait[16];
+    assert_int_equal(http_ask(port, "POST", "/v1/completions", key, body, &reply), 400);
+    assert_false(http_header(reply.head, "Retry-After", wait, sizeof wait));
+    assert_non_null(strstr(reply.body, number));
+    http_reply_clear(&reply);
+}
+
+static void more_replies_than_the_server_ever_takes_are_a_bad_request(void **state) {
+    (void)state;
+    expect_never("", "{\"prompt\":[\"x\",\"y\",\"z\"],\"n\":6}", "takes 16");
 }
 
 /* ---- Keys -------------------------------------------------------------------------------------------------------- */
@@ -379,11 +394,19 @@ static void a_key_has_its_own_limit(void **state) {
     http_reply reply;
     char seconds[16];
     static const char key[] = "Authorization: Bearer secret-one-1\r\n";
-    int status = http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":3}", &reply);
-    assert_int_equal(status, 429);
+    expect_never(key, "{\"prompt\":\"x\",\"n\":3}", "has 2");
+    http_client c;
+    char head[4096];
+    http_open(&c, port);
+    http_send_request(&c, "POST", "/v1/completions", key,
+                      "{\"prompt\":\"x\",\"max_tokens\":500,\"ignore_eos\":true,\"stream\":true}");
+    assert_int_equal(http_read_head(&c, head, sizeof head), 200);
+    assert_int_equal(http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":2}", &reply), 429);
     assert_true(http_header(reply.head, "Retry-After", seconds, sizeof seconds));
     assert_non_null(strstr(reply.body, "rate_limit_error"));
     http_reply_clear(&reply);
+    http_close(&c);
+    wait_until_idle();
     for (int i = 0; i < 3; i++) { // its seats are free again before the answer is there
         assert_int_equal(http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":2}", &reply), 200);
         http_reply_clear(&reply);
@@ -434,6 +457,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_key_has_its_own_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(a_full_queue_says_so, setup, teardown),
+        cmocka_unit_test_setup_teardown(more_replies_than_the_server_ever_takes_are_a_bad_request, setup, teardown),
         cmocka_unit_test_setup_teardown(every_route_asks_for_a_key, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_key_files_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(an_open_server_stays_on_loopback, setup, teardown),

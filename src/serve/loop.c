@@ -261,6 +261,12 @@ static bool has_room(mp_loop *loop, uint32_t tenant, uint32_t n, uint64_t n_toke
     const mp_loop_options *o = &loop->options;
     if (loop->refusal.status) {
         *err = loop->refusal;
+    } else if (n > o->max_choices) {
+        mp_refuse(err, 400, "invalid_value", "n", "%u replies are asked for; the server takes %u at a time", n,
+                  o->max_choices);
+    } else if (tenant && o->max_per_tenant && n > o->max_per_tenant) {
+        mp_refuse(err, 400, "invalid_value", "n", "%u replies are asked for; this key has %u at a time", n,
+                  o->max_per_tenant);
     } else if (tenant && o->max_per_tenant && n + loop->by_tenant[tenant] > o->max_per_tenant) {
         mp_refuse(err, 429, "too_many_requests", NULL,
                   "%u replies to this key wait or run and %u more are asked for; a key has %u, try again later",
@@ -356,8 +362,4 @@ bool mp_loop_broken(mp_loop *loop) {
     bool broken = loop->broken;
     pthread_mutex_unlock(&loop->lock);
     return broken;
-}
-
-mepic_engine *mp_loop_engine(mp_loop *loop) {
-    return loop->engine;
 }

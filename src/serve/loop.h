@@ -29,7 +29,8 @@ mepic_status mp_loop_open(mepic_engine *engine, const mp_loop_options *options, 
 void mp_loop_stop(mp_loop *loop, const mp_api_error *reason);
 void mp_loop_close(mp_loop *loop); /* stops if need be; NULL is a no-op */
 
-/* Any thread. Holds a reference while it needs the feed. False: *err is a 503, or a 429 for the tenant's own bound. */
+/* Any thread. Holds a reference while it needs the feed. False: *err is a 503, a 429 for the tenant's own bound,
+ * or a 400: more replies than there is ever room for. */
 bool mp_loop_submit(mp_loop *loop, mp_feed *feed, mp_api_error *err);
 /* What submit would say to one reply, before work is put into it. */
 bool mp_loop_welcome(mp_loop *loop, uint32_t tenant, mp_api_error *err);
@@ -39,6 +40,5 @@ void mp_loop_refuse(mp_loop *loop, const mp_api_error *reason);
 void mp_loop_metrics(mp_loop *loop, mp_metrics *out);
 uint32_t mp_loop_choices(mp_loop *loop); /* that wait or run */
 bool mp_loop_broken(mp_loop *loop);
-mepic_engine *mp_loop_engine(mp_loop *loop); /* for what any thread may call */
 
 #endif
