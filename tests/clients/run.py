@@ -4,8 +4,8 @@
     run.py MEPIC MEPIC_SYNTH WORK_DIR CLIENT
 
 CLIENT_test.py runs with the packages of CLIENT_requirements.txt in a virtual environment in WORK_DIR, which is made
-once for each list of packages. It gets the server's URL, the same with API keys, and a key. Exit status 77, skipped,
-when the packages cannot be had.
+once for each list of packages; without that file it needs none. It gets the server's URL, the same with API keys, and a
+key. Exit status 77, skipped, when the packages cannot be had.
 """
 import hashlib
 import os
@@ -25,6 +25,8 @@ def skip(why):
 
 def venv_python(work, client):
     requirements = os.path.join(HERE, f"{client}_requirements.txt")
+    if not os.path.exists(requirements):
+        return sys.executable
     with open(requirements, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()[:16]
     venv = os.path.join(work, f"venv-{client}-{digest}")
