@@ -1,5 +1,6 @@
-/* The interactive mode of `mepic run`: questions, and commands that change the documents in between. */
-#include "cli/run.h"
+#include "cli/chat.h"
+
+#include "cli/engine_flags.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -20,20 +21,37 @@ static const char help[] = "/docs          list the documents\n"
                            "Anything else is a question; // starts one with a slash. Ctrl-C cancels an answer.\n";
 
 typedef struct chat {
-    mp_session *session;
+    const mp_partner *partner;
     mp_conversation *conversation;
-    mepic_request request;
+    mepic_reuse reuse;
     bool quit;
     int result;
 } chat;
 
-static void ask(chat *c, const char *question) {
-    mp_reply reply = { .on_text = mp_run_print_text };
-    mepic_error err;
-    mepic_status status = mp_run_ask(c->session, c->conversation, &c->request, question, &reply, &err);
+void mp_chat_print(const char *text, size_t len) {
+    fwrite(text, 1, len, stdout);
+    fflush(stdout);
+}
+
+mepic_status mp_chat_ask(const mp_partner *partner, mp_conversation *conversation, mepic_reuse reuse,
+                         const char *question, char *line, size_t cap, mepic_error *err) {
+    mepic_status status = mp_conversation_ask(conversation, question, err);
+    if (status != MEPIC_OK) return status;
+    mp_buf text = { .limit = MP_ANSWER_MAX_BYTES };
+    status = partner->ask(partner->user, conversation, reuse, &text, line, cap, err);
     if (status == MEPIC_OK) {
-        char line[512];
-        mp_usage_describe(&reply.usage, line, sizeof line);
+        status = mp_conversation_answer(conversation, text.data ? text.data : "", text.len, err);
+    }
+    if (status != MEPIC_OK) mp_conversation_unask(conversation);
+    mp_buf_clear(&text);
+    return status;
+}
+
+static void ask(chat *c, const char *question) {
+    char line[512];
+    mepic_error err;
+    mepic_status status = mp_chat_ask(c->partner, c->conversation, c->reuse, question, line, sizeof line, &err);
+    if (status == MEPIC_OK) {
         putchar('\n');
         fflush(stdout);
         fprintf(stderr, "[%s]\n", line);
@@ -46,7 +64,6 @@ static void ask(chat *c, const char *question) {
             c->result = MP_EXIT_FAILURE;
         }
     }
-    mp_reply_clear(&reply);
 }
 
 /* A document's number, as /docs shows it; moves *text behind it. */
@@ -95,7 +112,7 @@ static void set_system(chat *c, const char *rest) {
 static void set_reuse(chat *c, const char *rest) {
     for (const mp_word *word = mp_reuse_words; word->name; word++) {
         if (strcmp(word->name, rest) == 0) {
-            c->request.reuse = (mepic_reuse)word->value;
+            c->reuse = (mepic_reuse)word->value;
             return;
         }
     }
@@ -109,16 +126,7 @@ static void reset(chat *c, const char *rest) {
 
 static void print_stats(chat *c, const char *rest) {
     (void)rest;
-    mepic_stats s;
-    mepic_stats_read(c->session->engine, &s);
-    printf("pages: %u of %u free, %u cached, %u of the canonical context\n", s.pages_free, s.pages_total,
-           s.pages_evictable, s.pages_canonical);
-    printf("rows computed: %llu text, %llu linked, %llu compiled, %llu decoded, in %llu steps\n",
-           (unsigned long long)s.rows_text, (unsigned long long)s.rows_link, (unsigned long long)s.rows_compile,
-           (unsigned long long)s.rows_decode, (unsigned long long)s.steps);
-    printf("documents found in the cache: %llu of %llu; prefix tokens found: %llu; too short to share: %llu\n",
-           (unsigned long long)s.chunk_hits, (unsigned long long)s.chunk_lookups,
-           (unsigned long long)s.prefix_hit_tokens, (unsigned long long)s.short_chunks);
+    c->partner->print_stats(c->partner->user);
 }
 
 static void print_help(chat *c, const char *rest) {
@@ -169,10 +177,10 @@ static bool read_line(mp_buf *buf) {
     return mp_buf_append(buf, "", 1);
 }
 
-int mp_chat(mp_session *session, mp_conversation *conversation, const mepic_request *request) {
-    chat c = { .session = session, .conversation = conversation, .request = *request };
+int mp_chat(const mp_partner *partner, mp_conversation *conversation) {
+    chat c = { .partner = partner, .conversation = conversation, .reuse = partner->reuse };
     bool tty = isatty(STDIN_FILENO);
-    if (tty) printf("%s; /help lists the commands\n", session->info.name);
+    if (tty) printf("%s; /help lists the commands\n", partner->name);
     mp_buf buf = { .limit = LINE_MAX_BYTES };
     while (!c.quit) {
         if (tty) fputs("> ", stdout);

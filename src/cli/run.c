@@ -1,7 +1,7 @@
 /* `mepic run`: one question over documents, or a conversation. */
-#include "cli/run.h"
-
+#include "cli/chat.h"
 #include "cli/commands.h"
+#include "cli/reply.h"
 
 #include <jansson.h>
 #include <string.h>
@@ -83,34 +83,54 @@ static mepic_request make_request(const run_flags *f) {
 
 /* ---- One answer -------------------------------------------------------------------------------------------------- */
 
-mepic_status mp_run_ask(mp_session *session, mp_conversation *conversation, const mepic_request *request,
-                        const char *question, mp_reply *reply, mepic_error *err) {
-    mepic_status status = mp_conversation_ask(conversation, question, err);
-    if (status != MEPIC_OK) return status;
+/* The partner: an engine in this process. */
+typedef struct asked {
+    mp_session *session;
+    mepic_request request; /* without the prompt */
+    mp_reply reply;        /* the last one */
+} asked;
+
+static void print_text(void *user, const char *text, size_t len) {
+    (void)user;
+    mp_chat_print(text, len);
+}
+
+/* The reply's text goes to `text`, so that who asks keeps it. */
+static mepic_status ask_engine(void *user, const mp_conversation *conversation, mepic_reuse reuse, mp_buf *text,
+                               char *line, size_t cap, mepic_error *err) {
+    asked *a = user;
     mepic_prepared *prepared;
-    status = mp_conversation_prepare(conversation, session->engine, &prepared, err);
-    if (status == MEPIC_OK) {
-        mepic_request copy = *request;
-        copy.prompt = prepared;
-        status = mp_reply_run(session, &copy, reply, err);
-        mepic_prepared_free(prepared);
-    }
-    if (status == MEPIC_OK) status = mp_conversation_answer(conversation, reply->text.data, reply->text.len, err);
-    if (status != MEPIC_OK) mp_conversation_unask(conversation);
+    mepic_status status = mp_conversation_prepare(conversation, a->session->engine, &prepared, err);
+    if (status != MEPIC_OK) return status;
+    mepic_request request = a->request;
+    request.prompt = prepared;
+    request.reuse = reuse;
+    a->reply = (mp_reply){ .on_text = a->reply.on_text };
+    status = mp_reply_run(a->session, &request, &a->reply, err);
+    mepic_prepared_free(prepared);
+    *text = a->reply.text;
+    a->reply.text = (mp_buf){ 0 };
+    if (status == MEPIC_OK) mp_usage_describe(&a->reply.usage, line, cap);
     return status;
 }
 
-void mp_run_print_text(void *user, const char *text, size_t len) {
-    (void)user;
-    fwrite(text, 1, len, stdout);
-    fflush(stdout);
+static void print_stats(void *user) {
+    const asked *a = user;
+    mepic_stats s;
+    mepic_stats_read(a->session->engine, &s);
+    printf("pages: %u of %u free, %u cached, %u of the canonical context\n", s.pages_free, s.pages_total,
+           s.pages_evictable, s.pages_canonical);
+    printf("rows computed: %llu text, %llu linked, %llu compiled, %llu decoded, in %llu steps\n",
+           (unsigned long long)s.rows_text, (unsigned long long)s.rows_link, (unsigned long long)s.rows_compile,
+           (unsigned long long)s.rows_decode, (unsigned long long)s.steps);
+    printf("documents found in the cache: %llu of %llu; prefix tokens found: %llu; too short to share: %llu\n",
+           (unsigned long long)s.chunk_hits, (unsigned long long)s.chunk_lookups,
+           (unsigned long long)s.prefix_hit_tokens, (unsigned long long)s.short_chunks);
 }
 
-static void print_closing_line(const mp_reply *reply, bool hash) {
-    char line[512];
-    mp_usage_describe(&reply->usage, line, sizeof line);
+static void print_closing_line(const char *line, const uint64_t *hash) {
     fprintf(stderr, "%s", line);
-    if (hash) fprintf(stderr, "; logits %016llx", (unsigned long long)reply->logits_hash);
+    if (hash) fprintf(stderr, "; logits %016llx", (unsigned long long)*hash);
     fputc('\n', stderr);
 }
 
@@ -145,7 +165,7 @@ static json_t *json_model(const mp_session *session) {
 }
 
 static bool print_json(const mp_session *session, const mp_conversation *conversation, const mepic_request *request,
-                       const mp_reply *reply, bool hash) {
+                       const mp_reply *reply, const mp_buf *text, bool hash) {
     json_t *documents = json_array();
     for (uint32_t i = 0; i < conversation->n_documents; i++) {
         const mp_document *document = &conversation->documents[i];
@@ -154,14 +174,14 @@ static bool print_json(const mp_session *session, const mp_conversation *convers
                                         "bytes", (json_int_t)document->len));
     }
     mepic_reuse reuse = request->reuse == MEPIC_REUSE_DEFAULT ? MEPIC_REUSE_MEPIC : request->reuse;
-    json_t *root = json_pack("{s:o, s:s, s:s, s:o, s:o, s:o}", "answer", json_bytes(reply->text.data, reply->text.len),
-                             "finish", mp_finish_name(reply->finish), "reuse", mp_reuse_name(reuse), "usage",
+    json_t *root = json_pack("{s:o, s:s, s:s, s:o, s:o, s:o}", "answer", json_bytes(text->data, text->len), "finish",
+                             mp_finish_name(reply->finish), "reuse", mp_reuse_name(reuse), "usage",
                              json_usage(&reply->usage), "model", json_model(session), "documents", documents);
     if (!root) return false;
     if (hash) {
-        char text[20];
-        snprintf(text, sizeof text, "%016llx", (unsigned long long)reply->logits_hash);
-        json_object_set_new(root, "logits_hash", json_string(text));
+        char digits[20];
+        snprintf(digits, sizeof digits, "%016llx", (unsigned long long)reply->logits_hash);
+        json_object_set_new(root, "logits_hash", json_string(digits));
     }
     bool ok = json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) == 0;
     putchar('\n');
@@ -171,24 +191,28 @@ static bool print_json(const mp_session *session, const mp_conversation *convers
 
 /* ---- The command ------------------------------------------------------------------------------------------------- */
 
-static int run_once(mp_session *session, mp_conversation *conversation, const run_flags *f, const char *question) {
-    mepic_request request = make_request(f);
-    mp_reply reply = { .on_text = f->json ? NULL : mp_run_print_text };
+static int run_once(asked *a, mp_conversation *conversation, const run_flags *f, const char *question) {
+    a->reply.on_text = f->json ? NULL : print_text;
+    char line[512];
+    mp_buf text = { 0 };
     mepic_error err;
-    mepic_status status = mp_run_ask(session, conversation, &request, question, &reply, &err);
+    mepic_status status = mp_conversation_ask(conversation, question, &err);
+    if (status == MEPIC_OK) {
+        status = ask_engine(a, conversation, a->request.reuse, &text, line, sizeof line, &err);
+    }
     int result = MP_EXIT_OK;
     if (status != MEPIC_OK) {
         fprintf(stderr, "mepic run: %s\n", err.message);
         result = MP_EXIT_FAILURE;
     } else if (f->json) {
-        if (!print_json(session, conversation, &request, &reply, f->hash)) result = MP_EXIT_FAILURE;
+        if (!print_json(a->session, conversation, &a->request, &a->reply, &text, f->hash)) result = MP_EXIT_FAILURE;
     } else {
         putchar('\n');
         fflush(stdout);
-        print_closing_line(&reply, f->hash);
+        print_closing_line(line, f->hash ? &a->reply.logits_hash : NULL);
     }
-    if (status == MEPIC_OK && reply.finish == MEPIC_FINISH_CANCELLED) result = MP_EXIT_FAILURE;
-    mp_reply_clear(&reply);
+    if (status == MEPIC_OK && a->reply.finish == MEPIC_FINISH_CANCELLED) result = MP_EXIT_FAILURE;
+    mp_buf_clear(&text);
     return result;
 }
 
@@ -244,9 +268,13 @@ int mp_cli_run(int argc, char **argv) {
         fprintf(stderr, "mepic run: %s\n", err.message);
         result = mp_exit_status(status);
     } else if (mp_session_begin(&session, "run", &f.engine, f.hash ? want_hash : NULL, &result)) {
-        mepic_request request = make_request(&f);
-        result =
-            question ? run_once(&session, &conversation, &f, question) : mp_chat(&session, &conversation, &request);
+        asked a = { .session = &session, .request = make_request(&f), .reply = { .on_text = print_text } };
+        const mp_partner partner = { .name = session.info.name,
+                                     .reuse = a.request.reuse,
+                                     .ask = ask_engine,
+                                     .print_stats = print_stats,
+                                     .user = &a };
+        result = question ? run_once(&a, &conversation, &f, question) : mp_chat(&partner, &conversation);
         mp_session_close(&session);
     }
     mp_free(question);
