@@ -106,8 +106,8 @@ static void help_and_version(void **state) {
     assert_string_equal(last.out, "mepic " MEPIC_VERSION "\n");
     assert_int_equal(RUN("--help")->status, 0);
     expect_in(last.out, "usage: mepic COMMAND");
-    static const char *const commands[] = { "run", "serve", "bench", "eval", "inspect" };
-    for (size_t i = 0; i < 5; i++) {
+    static const char *const commands[] = { "run", "serve", "chat", "bench", "eval", "inspect" };
+    for (size_t i = 0; i < 6; i++) {
         expect_in(RUN("--help")->out, commands[i]);
         assert_int_equal(RUN(commands[i], "--help")->status, 0);
         expect_in(last.out, "usage: mepic ");

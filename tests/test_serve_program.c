@@ -189,6 +189,73 @@ static void a_reply_is_what_run_gives(void **state) {
     rmdir(directory);
 }
 
+/* ---- mepic chat -------------------------------------------------------------------------------------------------- */
+
+/* The conversation's output; `args` behind the address. Its standard input is a file with `lines`. */
+static char *chat_with(const char *lines, const char *const *args, char *errors, size_t cap) {
+    static char text[OUTPUT_MAX];
+    char path[] = "/tmp/mepic-lines-XXXXXX", address[64];
+    int fd = mkstemp(path), kept = dup(STDIN_FILENO);
+    assert_int_equal(write(fd, lines, strlen(lines)), strlen(lines));
+    assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+    assert_true(dup2(fd, STDIN_FILENO) >= 0);
+    snprintf(address, sizeof address, "http://127.0.0.1:%u", port);
+    const char *all[ARGS_MAX] = { "chat", address };
+    for (int i = 0; args[i]; i++) all[i + 2] = args[i];
+    process p;
+    spawn(&p, all);
+    dup2(kept, STDIN_FILENO);
+    close(kept);
+    close(fd);
+    unlink(path);
+    text[fread(text, 1, sizeof text - 1, p.out)] = 0;
+    errors[fread(errors, 1, cap - 1, p.err)] = 0;
+    assert_int_equal(end(&p), 0);
+    return text;
+}
+
+static void chat_talks_to_a_server(void **state) {
+    (void)state;
+    char keys[] = "/tmp/mepic-keys-XXXXXX", errors[8192];
+    int fd = mkstemp(keys);
+    assert_int_equal(write(fd, "secret-of-chat me\n", 18), 18);
+    close(fd);
+    process p;
+    SERVE(&p, ENGINE, "--api-key-file", keys);
+    static const char body[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"What?\"}],\"max_tokens\":8,"
+                               "\"temperature\":0}";
+    http_reply reply;
+    assert_int_equal(http_ask(port, "POST", "/v1/chat/completions", "x-api-key: secret-of-chat\r\n", body, &reply),
+                     200);
+    json_t *root = json_loads(reply.body, JSON_ALLOW_NUL, NULL);
+    const char *want = text_at(root, "choices/0/message/content");
+    const char *const with_key[] = { "--api-key-file", keys, "-n", "8", NULL };
+    const char *said = chat_with("What?\n", with_key, errors, sizeof errors);
+    if (strncmp(said, want, strlen(want)) != 0) fail_msg("'%s' instead of '%s'; %s", said, want, errors);
+    assert_non_null(strstr(errors, "of them cached; reply 8 tokens"));
+    json_decref(root);
+    http_reply_clear(&reply);
+
+    const char *const document[] = { "--api-key-file", keys, "-n", "2", "--reuse", "mepic", NULL };
+    char lines[256];
+    snprintf(lines, sizeof lines, "/add %s\none?\n/docs\n/reset\ntwo?\n/stats\n",
+             "data/demo/documents/bicycle-workshop.txt");
+    said = chat_with(lines, document, errors, sizeof errors);
+    assert_non_null(strstr(said, "1  "));                     // /docs
+    assert_non_null(strstr(said, "mepic:chunk_hits_total{")); // /stats
+    const char *second = strstr(strstr(errors, "cached") + 1, "tokens, ");
+    assert_true(second && strtol(second + strlen("tokens, "), NULL, 10) > 100); // the document of the first question
+
+    const char *const none[] = { NULL };
+    chat_with("What?\n", none, errors, sizeof errors);
+    assert_non_null(strstr(errors, "the server says 401: no API key"));
+    kill(p.pid, SIGTERM);
+    assert_int_equal(end(&p), 0);
+    unlink(keys);
+    chat_with("What?\n", none, errors, sizeof errors); // nobody is there any more
+    assert_non_null(strstr(errors, "Connection refused"));
+}
+
 /* ---- JSON lines ---------------------------------------------------------------------------------------------- */
 
 /* The next line of standard error, which must be one object with a time and a level; drop it. */
@@ -381,11 +448,9 @@ int main(int argc, char **argv) {
     }
     program = argv[1];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_options_are_named),
-        cmocka_unit_test(a_reply_is_what_run_gives),
-        cmocka_unit_test(logs_are_objects),
-        cmocka_unit_test(a_signal_lets_replies_end),
-        cmocka_unit_test(a_second_signal_does_not_wait),
+        cmocka_unit_test(bad_options_are_named),          cmocka_unit_test(a_reply_is_what_run_gives),
+        cmocka_unit_test(chat_talks_to_a_server),         cmocka_unit_test(logs_are_objects),
+        cmocka_unit_test(a_signal_lets_replies_end),      cmocka_unit_test(a_second_signal_does_not_wait),
         cmocka_unit_test(systemd_hears_of_start_and_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,6 +3,7 @@
 #define MEPIC_CLI_COMMANDS_H
 
 int mp_cli_run(int argc, char **argv);
+int mp_cli_chat(int argc, char **argv);
 int mp_cli_serve(int argc, char **argv);
 int mp_cli_bench(int argc, char **argv);
 int mp_cli_eval(int argc, char **argv);

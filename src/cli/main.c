@@ -13,6 +13,7 @@ typedef struct command {
 static const command commands[] = {
     { "run", mp_cli_run, "ask a model, once or in a conversation, with documents that are computed once" },
     { "serve", mp_cli_serve, "answer over HTTP, as OpenAI's API does" },
+    { "chat", mp_cli_chat, "talk to a server on the terminal" },
     { "bench", mp_cli_bench, "measure: decode, prefill, reuse, documents" },
     { "eval", mp_cli_eval, "measure what reuse costs in accuracy, on questions over paragraphs" },
     { "inspect", mp_cli_inspect, "show what a model file holds and how it is served" },
