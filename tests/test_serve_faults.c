@@ -5,11 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "serve/dialect.h"
 #include "support/replies.h"
 #include "support/server.h"
 #include "support/tiny.h"
@@ -184,6 +186,54 @@ static void a_request_that_never_ends_is_cut_off(void **state) {
     close_long();
 }
 
+#define CHAT "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"logprobs\":true,\"top_logprobs\":20"
+
+static void more_log_probabilities_than_a_body_holds_are_refused(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    json_t *refused =
+        http_ask_json(port, "POST", "/v1/chat/completions", "{" CHAT ",\"n\":8,\"max_tokens\":1561}", 400);
+    assert_string_equal(text_at(refused, "error/param"), "logprobs");
+    assert_non_null(strstr(text_at(refused, "error/message"), "8 replies of 1561 tokens with 21"));
+    assert_non_null(strstr(text_at(refused, "error/message"), "262248"));
+    json_decref(refused);
+    close_long();
+}
+
+/* The reply to a request that does not say how long it may be: what is kept of it has an end all the same. */
+static void log_probabilities_do_not_grow_for_ever(void **state) {
+    (void)state;
+    const mepic_engine_options options = long_options();
+    engine = open_engine(&options);
+    mepic_model_info info;
+    mepic_model_info_read(engine, &info);
+    static const char *const names[] = { "tiny" };
+    const mp_api api = { .engine = engine, .info = &info, .names = names, .n_names = 1 };
+    mp_generation *generation;
+    mp_writer *writer;
+    mp_api_error err;
+    json_t *body = json_loads("{" CHAT "}", 0, NULL);
+    assert_int_equal(mp_generation_open(&generation, NULL), MEPIC_OK);
+    if (!mp_openai_chat.read(&api, body, 1, generation, &writer, &err)) fail_msg("%s", err.message);
+    mepic_logprob top[20];
+    for (int32_t i = 0; i < 20; i++) top[i] = (mepic_logprob){ .token = i + 40, .logprob = -1.2345678f * (float)i };
+    const mp_feed_event token = { .kind = MEPIC_EVENT_TOKEN, .token = 40, .n_top = 20, .top = top, .text = "" };
+    mp_buf out = { .limit = 1 << 20 };
+    uint32_t n = 0;
+    while (n < 40000 && mp_openai_chat.event(writer, &token, &out)) n++;
+    assert_in_range(n, 10000, 39999);
+    mp_openai_chat.close(writer);
+    mp_generation_free(generation);
+    mp_buf_clear(&out);
+    json_decref(body);
+    mepic_engine_close(engine);
+}
+
+static void count_lost(void *user, const mp_record *record) {
+    atomic_uint *n_left = user;
+    if (record->end && record->status == 499) atomic_fetch_add(n_left, 1);
+}
+
 /* Each allocation fails once, on whatever thread it is: a request may be refused or lost, never the server. */
 static void out_of_memory_costs_one_request(void **state) {
     (void)state;
@@ -192,8 +242,12 @@ static void out_of_memory_costs_one_request(void **state) {
         "\"stop\":[\"never\"],\"logit_bias\":{\"1\":-1},\"logprobs\":true,\"unknown\":1}",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":3,\"stream\":true}",
     };
-    open_long(NULL, 8);
-    uint32_t n_lost = 0;
+    static atomic_uint n_left;
+    mp_server_options options = default_options();
+    options.record = count_lost;
+    options.log.user = &n_left;
+    open_long(&options, 8);
+    uint32_t n_lost = 0, n_unanswered = 0;
     for (uint32_t n = 1; n <= 120; n++) {
         http_client c;
         http_reply reply;
@@ -203,6 +257,7 @@ static void out_of_memory_costs_one_request(void **state) {
         bool answered = http_read(&c, &reply);
         mp_mem_fail_at(0, false);
         n_lost += !answered || reply.status != 200;
+        n_unanswered += !answered;
         if (answered && reply.status != 200 && reply.status != 500 && reply.status != 503) {
             fail_msg("allocation %u: status %d: %s", n, reply.status, reply.body);
         }
@@ -211,6 +266,8 @@ static void out_of_memory_costs_one_request(void **state) {
         wait_until_idle();
     }
     assert_true(n_lost > 20);
+    assert_in_range(n_unanswered, 0, 1); // nothing can be said without memory for the exchange
+    assert_int_equal(n_left, 0);         // nobody left
     assert_false(mp_server_broken(server));
     json_decref(http_ask_json(port, "POST", "/v1/chat/completions", bodies[0], 200));
     assert_true(metric(referenced) == 0.0);
@@ -285,6 +342,8 @@ int main(void) {
         cmocka_unit_test(waiting_in_front_of_the_engine_is_waiting),
         cmocka_unit_test(a_slow_reader_is_cancelled),
         cmocka_unit_test(a_request_that_never_ends_is_cut_off),
+        cmocka_unit_test(more_log_probabilities_than_a_body_holds_are_refused),
+        cmocka_unit_test(log_probabilities_do_not_grow_for_ever),
         cmocka_unit_test(out_of_memory_costs_one_request),
         cmocka_unit_test(an_ending_server_says_why),
         cmocka_unit_test(a_drained_server_lets_replies_end),

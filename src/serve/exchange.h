@@ -63,6 +63,7 @@ struct mp_exchange {
     bool body_complete;      /* all bytes of the body came */
     mp_api_error refused;    /* status != 0: the answer when the body was swallowed; later, why a stream failed */
     unsigned status;         /* of the answer; 0: there is none yet */
+    bool unanswered;         /* the connection is closed for want of memory for an answer, or of its end */
     mepic_usage usage;       /* of the replies so far, for the record */
     char request_id[136];
     /* of a route that generates (generate.c) */
@@ -79,6 +80,8 @@ enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *
 enum MHD_Result mp_exchange_answer_json(mp_exchange *x, unsigned status, json_t *value);
 /* Answers in the words of the route's dialect. */
 enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error);
+/* Answers that there was no memory for the answer. */
+enum MHD_Result mp_exchange_lose(mp_exchange *x);
 /* Starts an answer whose bytes come from `reader` as they are there. */
 enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_ContentReaderCallback reader);
 

@@ -110,6 +110,20 @@ static bool write_events(mp_exchange *x) {
 
 /* ---- One body ---------------------------------------------------------------------------------------------------- */
 
+/* A reply that cannot be put together is told as a failure; what runs of it is cancelled when the exchange ends. */
+static enum MHD_Result lose_body(mp_exchange *x) {
+    mp_api_error err;
+    mp_refuse(&err, 500, "reply_lost", NULL,
+              "the reply was lost: out of memory, or it has more than %d MiB; stream it, or ask for less",
+              OUT_MAX >> 20);
+    return mp_exchange_refuse(x, &err);
+}
+
+static enum MHD_Result fail_begun(mp_exchange *x, const mp_api_error *err) {
+    x->gone = err->status == MP_STATUS_CLIENT_GONE;
+    return x->gone ? MHD_NO : mp_exchange_refuse(x, err);
+}
+
 static enum MHD_Result answer_body(mp_exchange *x) {
     mp_api_error err;
     for (;;) {
@@ -117,11 +131,11 @@ static enum MHD_Result answer_body(mp_exchange *x) {
         case MP_FEED_PAUSED: return MHD_YES;
         case MP_FEED_POKED: continue;
         case MP_FEED_MORE:
-            if (!write_events(x)) return MHD_NO;
+            if (!write_events(x)) return lose_body(x);
             continue;
-        case MP_FEED_FAILED: return err.status == MP_STATUS_CLIENT_GONE ? MHD_NO : mp_exchange_refuse(x, &err);
+        case MP_FEED_FAILED: return fail_begun(x, &err);
         case MP_FEED_END:
-            if (!x->route->dialect->end(x->writer, &x->out)) return MHD_NO;
+            if (!x->route->dialect->end(x->writer, &x->out)) return lose_body(x);
             return mp_exchange_answer(x, 200, "application/json", &x->out);
         }
     }
@@ -173,7 +187,7 @@ static enum MHD_Result answer_stream(mp_exchange *x) {
     mp_api_error err;
     switch (mp_feed_ready(x->feed, &err)) {
     case MP_FEED_PAUSED: return MHD_YES;
-    case MP_FEED_FAILED: return err.status == MP_STATUS_CLIENT_GONE ? MHD_NO : mp_exchange_refuse(x, &err);
+    case MP_FEED_FAILED: return fail_begun(x, &err);
     default: return mp_exchange_stream(x, "text/event-stream; charset=utf-8", read_stream);
     }
 }

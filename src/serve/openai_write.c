@@ -6,14 +6,24 @@
 #include "serve/openai.h"
 #include "serve/tools.h"
 
-enum { TEXT_MAX = 64 << 20, TOKEN_BYTES_MAX = 512 };
+enum {
+    TEXT_MAX = 64 << 20,
+    TOKEN_BYTES_MAX = 512,
+    LOGPROBS_MAX = 1 << 18,       /* of a single body: each token's and its alternatives' */
+    LOGPROB_BYTES_MAX = 32 << 20, /* of these, as JSON */
+    LISTS_MAX = 4,
+};
+
+/* Names of the lists of log-probabilities. */
+static const char *const chat_lists[] = { "content" };
+static const char *const text_lists[LISTS_MAX] = { "tokens", "token_logprobs", "top_logprobs", "text_offset" };
 
 typedef struct choice {
     mp_buf text;   /* of a single body */
     json_t *calls; /* of a single body; NULL before the first */
     mp_reply_parser parser;
-    json_t *logprobs; /* of a single body: what was collected; NULL before the first */
-    size_t offset;    /* characters so far, for text_offset */
+    mp_buf lists[LISTS_MAX]; /* of a single body: log-probabilities as JSON, but for the end */
+    size_t offset;           /* characters so far, for text_offset */
     bool begun;
     mepic_finish finish;
     mepic_usage usage;
@@ -27,11 +37,24 @@ struct mp_writer {
     const char *model; /* one of api->names */
     json_int_t created;
     uint32_t n, n_choices, quiet;
+    size_t n_kept; /* bytes of log-probabilities */
     choice *choices;
 };
 
+/* A body's log-probabilities are kept until its end; what would be too much of them is said at the start. */
+static bool check_logprobs(const mp_api *api, const mp_openai_request *r, const mp_generation *g, mp_api_error *err) {
+    uint32_t max_tokens = g->request.max_tokens < api->info->context ? g->request.max_tokens : api->info->context;
+    uint64_t n = (uint64_t)mp_generation_choices(g) * max_tokens * (r->top_logprobs + 1);
+    if (!r->logprobs || r->stream || n <= LOGPROBS_MAX) return true;
+    return mp_refuse(err, 400, "invalid_value", "logprobs",
+                     "%u replies of %u tokens with %u log-probabilities each are %llu; a reply that is not streamed "
+                     "has at most %d: stream it, or ask for less",
+                     mp_generation_choices(g), max_tokens, r->top_logprobs + 1, (unsigned long long)n, LOGPROBS_MAX);
+}
+
 bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, const mp_generation *generation,
                            bool chat, uint64_t id, mp_writer **out, mp_api_error *err) {
+    if (!check_logprobs(api, request, generation, err)) return false;
     mp_writer *w = mp_calloc(1, sizeof *w);
     if (!w) return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
     *w = (mp_writer){
@@ -55,6 +78,7 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
     bool tools = chat && json_array_size(request->tools) > 0 && !request->no_tools;
     for (uint32_t i = 0; i < w->n_choices; i++) {
         w->choices[i].text.limit = TEXT_MAX;
+        for (uint32_t k = 0; k < LISTS_MAX; k++) w->choices[i].lists[k].limit = LOGPROB_BYTES_MAX;
         if (!tools || mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format, request->tools)) continue;
         mp_openai_close(w);
         return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
@@ -66,7 +90,7 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
 void mp_openai_close(mp_writer *w) {
     for (uint32_t i = 0; i < w->n_choices; i++) {
         mp_buf_clear(&w->choices[i].text);
-        json_decref(w->choices[i].logprobs);
+        for (uint32_t k = 0; k < LISTS_MAX; k++) mp_buf_clear(&w->choices[i].lists[k]);
         json_decref(w->choices[i].calls);
         mp_reply_parser_clear(&w->choices[i].parser);
     }
@@ -93,21 +117,17 @@ static json_t *chat_logprob(const mp_writer *w, int32_t token, float logprob) {
                      list);
 }
 
-static bool add_chat_logprob(const mp_writer *w, const mp_feed_event *e, json_t **list) {
-    if (!*list) *list = json_pack("{s:[], s:n}", "content", "refusal");
+static json_t *chat_logprobs(const mp_writer *w, const mp_feed_event *e) {
     json_t *entry = chat_logprob(w, e->token, e->logprob), *top = json_array();
     for (uint32_t i = 0; i < e->n_top; i++) {
         json_array_append_new(top, chat_logprob(w, e->top[i].token, e->top[i].logprob));
     }
     json_object_set_new(entry, "top_logprobs", top);
-    return json_array_append_new(json_object_get(*list, "content"), entry) == 0;
+    return json_pack("{s:[o], s:n}", "content", entry, "refusal");
 }
 
 /* {"tokens", "token_logprobs", "top_logprobs", "text_offset"} */
-static bool add_text_logprob(const mp_writer *w, const mp_feed_event *e, size_t offset, json_t **lists) {
-    if (!*lists) {
-        *lists = json_pack("{s:[], s:[], s:[], s:[]}", "tokens", "token_logprobs", "top_logprobs", "text_offset");
-    }
+static json_t *text_logprobs(const mp_writer *w, const mp_feed_event *e, size_t offset) {
     char bytes[TOKEN_BYTES_MAX];
     size_t n = token_bytes(w, e->token, bytes, sizeof bytes);
     json_t *top = e->n_top > 0 ? json_object() : json_null();
@@ -121,15 +141,59 @@ static bool add_text_logprob(const mp_writer *w, const mp_feed_event *e, size_t 
             json_decref(value);
         json_decref(name);
     }
-    return json_array_append_new(json_object_get(*lists, "tokens"), mp_json_text(bytes, n)) == 0 &&
-           json_array_append_new(json_object_get(*lists, "token_logprobs"), mp_json_float(e->logprob)) == 0 &&
-           json_array_append_new(json_object_get(*lists, "top_logprobs"), top) == 0 &&
-           json_array_append_new(json_object_get(*lists, "text_offset"), json_integer((json_int_t)offset)) == 0;
+    return json_pack("{s:[o], s:[o], s:[o], s:[I]}", text_lists[0], mp_json_text(bytes, n), text_lists[1],
+                     mp_json_float(e->logprob), text_lists[2], top, text_lists[3], (json_int_t)offset);
 }
 
-static bool add_logprob(const mp_writer *w, const mp_feed_event *e, size_t offset, json_t **out) {
+/* Of one event: lists of one item. *out stays NULL where there is nothing to say. */
+static bool read_logprobs(const mp_writer *w, const mp_feed_event *e, size_t offset, json_t **out) {
     if (!w->logprobs || e->kind != MEPIC_EVENT_TOKEN) return true;
-    return w->chat ? add_chat_logprob(w, e, out) : add_text_logprob(w, e, offset, out);
+    *out = w->chat ? chat_logprobs(w, e) : text_logprobs(w, e, offset);
+    return *out != NULL;
+}
+
+/* Appends an array or object that stays open; its items follow those that are there already, unless it is the first. */
+static bool append_items(json_t *value, bool first, mp_buf *out) {
+    size_t at = out->len;
+    if (!mp_json_write(value, out)) return false;
+    out->len--;
+    if (!first) out->data[at] = ',';
+    return true;
+}
+
+static uint32_t lists_of(const mp_writer *w, const char *const **names) {
+    *names = w->chat ? chat_lists : text_lists;
+    return w->chat ? 1 : LISTS_MAX;
+}
+
+/* Bytes, since a tree of JSON takes ten times as much. Drops `logprobs`, which may be NULL. */
+static bool keep_logprobs(mp_writer *w, choice *c, json_t *logprobs) {
+    const char *const *names;
+    uint32_t n = logprobs ? lists_of(w, &names) : 0;
+    bool ok = true;
+    for (uint32_t k = 0; k < n && ok; k++) {
+        size_t before = c->lists[k].len;
+        ok = append_items(json_incref(json_object_get(logprobs, names[k])), before == 0, &c->lists[k]);
+        w->n_kept += c->lists[k].len - before;
+    }
+    json_decref(logprobs);
+    return ok && w->n_kept <= LOGPROB_BYTES_MAX;
+}
+
+static bool append_text(const char *text, mp_buf *out) {
+    return mp_buf_append(out, text, strlen(text));
+}
+
+static bool write_kept_logprobs(const mp_writer *w, const choice *c, mp_buf *out) {
+    const char *const *names;
+    uint32_t n = lists_of(w, &names);
+    if (c->lists[0].len == 0) return append_text("null", out);
+    bool ok = true;
+    for (uint32_t k = 0; k < n; k++) {
+        ok = ok && append_text(k == 0 ? "{\"" : ",\"", out) && append_text(names[k], out) && append_text("\":", out) &&
+             mp_buf_append(out, c->lists[k].data, c->lists[k].len) && append_text("]", out);
+    }
+    return ok && append_text(w->chat ? ",\"refusal\":null}" : "}", out);
 }
 
 /* ---- Usage ------------------------------------------------------------------------------------------------------- */
@@ -171,11 +235,19 @@ static json_t *call_json(const mp_writer *w, uint32_t reply, uint32_t index, con
     return json_pack("{s:s, s:s, s:o}", "id", id, "type", "function", "function", function);
 }
 
-/* The frame of a chunk or of the body; `choices` is taken over. */
-static json_t *envelope(const mp_writer *w, json_t *choices) {
+/* What a chunk and the body have beside their choices. */
+static json_t *frame(const mp_writer *w) {
     const char *object = !w->chat ? "text_completion" : w->stream ? "chat.completion.chunk" : "chat.completion";
-    return json_pack("{s:s, s:s, s:I, s:o, s:n, s:o}", "id", w->id, "object", object, "created", w->created, "model",
-                     mp_json_text(w->model, strlen(w->model)), "system_fingerprint", "choices", choices);
+    return json_pack("{s:s, s:s, s:I, s:o, s:n}", "id", w->id, "object", object, "created", w->created, "model",
+                     mp_json_text(w->model, strlen(w->model)), "system_fingerprint");
+}
+
+/* `choices` is taken over. */
+static json_t *envelope(const mp_writer *w, json_t *choices) {
+    json_t *root = frame(w);
+    if (json_object_set_new(root, "choices", choices) == 0) return root;
+    json_decref(root);
+    return NULL;
 }
 
 /* What a chunk says of one choice. NULL: nothing of it. */
@@ -236,7 +308,7 @@ static bool stream_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
     size_t before = out->len;
     if (!c->begun && w->chat) ok = write_chunk(w, e->choice, &role, out);
     c->begun = true;
-    ok = ok && add_logprob(w, e, c->offset, &t.logprobs) &&
+    ok = ok && read_logprobs(w, e, c->offset, &t.logprobs) &&
          mp_reply_parser_push(&c->parser, e->text, e->text_len, &sink) &&
          (!done || mp_reply_parser_end(&c->parser, &sink));
     if (ok && t.logprobs) ok = write_text(&t, "", 0);
@@ -288,7 +360,8 @@ static bool keep_event(mp_writer *w, const mp_feed_event *e) {
     choice *c = &w->choices[e->choice];
     target t = { .w = w, .index = e->choice };
     const mp_reply_sink sink = { keep_text, keep_call, &t };
-    if (!add_logprob(w, e, c->offset, &c->logprobs)) return false;
+    json_t *logprobs = NULL;
+    if (!read_logprobs(w, e, c->offset, &logprobs) || !keep_logprobs(w, c, logprobs)) return false;
     c->offset += count_characters(e->text, e->text_len);
     if (!mp_reply_parser_push(&c->parser, e->text, e->text_len, &sink)) return false;
     if (e->kind != MEPIC_EVENT_DONE) return true;
@@ -297,30 +370,36 @@ static bool keep_event(mp_writer *w, const mp_feed_event *e) {
     return mp_reply_parser_end(&c->parser, &sink);
 }
 
+/* All but its log-probabilities. */
 static json_t *choice_json(const mp_writer *w, uint32_t index) {
     choice *c = &w->choices[index];
     bool no_text = c->calls && c->text.len == 0;
-    json_t *one = json_pack("{s:i}", "index", (int)index);
     json_t *text = no_text ? json_null() : mp_json_text(c->text.data, c->text.len);
-    if (w->chat) {
-        json_t *message = json_pack("{s:s, s:o}", "role", "assistant", "content", text);
-        if (c->calls) json_object_set(message, "tool_calls", c->calls);
-        json_object_set_new(one, "message", message);
-    } else {
-        json_object_set_new(one, "text", text);
+    if (!w->chat)
+        return json_pack("{s:i, s:o, s:o}", "index", (int)index, "text", text, "finish_reason", finish_json(c));
+    json_t *message = json_pack("{s:s, s:o}", "role", "assistant", "content", text);
+    if (c->calls && json_object_set(message, "tool_calls", c->calls) != 0) {
+        json_decref(message);
+        message = NULL;
     }
-    json_object_set_new(one, "logprobs", c->logprobs ? json_incref(c->logprobs) : json_null());
-    json_object_set_new(one, "finish_reason", finish_json(c));
-    return one;
+    return json_pack("{s:i, s:o, s:o}", "index", (int)index, "message", message, "finish_reason", finish_json(c));
 }
 
-static bool end_body(mp_writer *w, mp_buf *out) {
-    json_t *list = json_array();
-    for (uint32_t i = 0; i < w->n_choices; i++) json_array_append_new(list, choice_json(w, i));
-    json_t *root = envelope(w, list);
-    json_object_set_new(root, "usage", usage_json(w));
-    json_object_set_new(root, "timings", mp_api_timings(&w->choices[0].usage));
-    return mp_json_write(root, out);
+static bool write_choice(const mp_writer *w, uint32_t index, mp_buf *out) {
+    return append_items(choice_json(w, index), true, out) && append_text(",\"logprobs\":", out) &&
+           write_kept_logprobs(w, &w->choices[index], out) && append_text("}", out);
+}
+
+static bool end_body(const mp_writer *w, mp_buf *out) {
+    bool ok = append_items(frame(w), true, out) && append_text(",\"choices\":[", out);
+    for (uint32_t i = 0; i < w->n_choices; i++) {
+        ok = ok && (i == 0 || append_text(",", out)) && write_choice(w, i, out);
+    }
+    return ok && append_text("]", out) &&
+           append_items(
+               json_pack("{s:o, s:o}", "usage", usage_json(w), "timings", mp_api_timings(&w->choices[0].usage)), false,
+               out) &&
+           append_text("}", out);
 }
 
 bool mp_openai_event(mp_writer *w, const mp_feed_event *event, mp_buf *out) {

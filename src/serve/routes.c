@@ -42,7 +42,7 @@ static enum MHD_Result handle_metrics(mp_exchange *x) {
         return mp_exchange_answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
     }
     mp_buf_clear(&body);
-    return MHD_NO;
+    return mp_exchange_lose(x);
 }
 
 static const mp_route routes[] = {

@@ -35,7 +35,10 @@ static const uint64_t SECOND = 1000000000, MILLISECOND = 1000000;
 /* ---- Answers ----------------------------------------------------------------------------------------------------- */
 
 static enum MHD_Result queue(mp_exchange *x, unsigned status, const char *type, struct MHD_Response *response) {
-    if (!response) return MHD_NO;
+    if (!response) {
+        x->unanswered = true;
+        return MHD_NO;
+    }
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, type);
     MHD_add_response_header(response, "X-Request-Id", x->request_id);
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
@@ -50,13 +53,14 @@ static enum MHD_Result queue(mp_exchange *x, unsigned status, const char *type, 
     }
     enum MHD_Result result = MHD_queue_response(x->connection, status, response);
     MHD_destroy_response(response);
-    x->status = status;
+    x->unanswered = result != MHD_YES;
+    if (!x->unanswered) x->status = status;
     return result;
 }
 
 enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *type, mp_buf *body) {
     struct MHD_Response *response = MHD_create_response_from_buffer_with_free_callback(body->len, body->data, mp_free);
-    if (!response) return MHD_NO;
+    if (!response) return queue(x, status, type, NULL);
     *body = (mp_buf){ .limit = body->limit };
     return queue(x, status, type, response);
 }
@@ -65,18 +69,26 @@ enum MHD_Result mp_exchange_answer_json(mp_exchange *x, unsigned status, json_t 
     mp_buf body = { .limit = JSON_BYTES_MAX };
     if (mp_json_write(value, &body)) return mp_exchange_answer(x, status, "application/json", &body);
     mp_buf_clear(&body);
-    return MHD_NO;
+    return mp_exchange_lose(x);
 }
 
 enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error) {
     const mp_dialect *dialect = x->route ? x->route->dialect : &mp_openai_chat;
     mp_buf body = { .limit = 16 << 10 };
-    if (!dialect->error(error, &body)) {
-        mp_buf_clear(&body);
-        return MHD_NO;
-    }
     if (error != &x->refused) x->refused = *error;
-    return mp_exchange_answer(x, error->status, "application/json", &body);
+    if (dialect->error(error, &body)) return mp_exchange_answer(x, error->status, "application/json", &body);
+    mp_buf_clear(&body);
+    /* In the words of all dialects. */
+    static char out_of_memory[] = "{\"type\":\"error\",\"error\":{\"message\":\"out of memory\",\"type\":\"api_error\","
+                                  "\"param\":null,\"code\":\"out_of_memory\"}}";
+    return queue(x, error->status, "application/json",
+                 MHD_create_response_from_buffer(sizeof out_of_memory - 1, out_of_memory, MHD_RESPMEM_PERSISTENT));
+}
+
+enum MHD_Result mp_exchange_lose(mp_exchange *x) {
+    mp_api_error err;
+    mp_refuse(&err, 500, "out_of_memory", NULL, "out of memory for the answer");
+    return mp_exchange_refuse(x, &err);
 }
 
 enum MHD_Result mp_exchange_stream(mp_exchange *x, const char *type, MHD_ContentReaderCallback reader) {
@@ -314,7 +326,13 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **st
     mp_exchange *x = *state;
     if (!x) return;
     *state = NULL;
-    mp_exchange_record(x, true, code != MHD_REQUEST_TERMINATED_COMPLETED_OK);
+    /* An answer that did not arrive: for want of a client, or of an answer. */
+    bool arrived = code == MHD_REQUEST_TERMINATED_COMPLETED_OK;
+    bool ours = !arrived && !x->gone && (x->unanswered || code == MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN);
+    if (ours && !x->refused.status)
+        mp_refuse(&x->refused, 500, "no_answer", NULL, "the answer was cut off by the server");
+    if (ours && !x->status) x->status = x->refused.status;
+    mp_exchange_record(x, true, !arrived && !ours);
     mp_generate_end(x);
     mp_watch_deadline(x->watched, mp_now_ns() + IDLE_SECONDS * SECOND);
     mp_buf_clear(&x->body);
