@@ -190,9 +190,12 @@ static int serve(const serve_flags *f, mp_session *session, const serve_files *f
         return mp_exit_status(status);
     }
     bool v6 = f->host && strchr(f->host, ':');
-    printf("mepic serve: %s at http://%s%s%s:%u\n", f->names.n ? f->names.items[0] : file_name, v6 ? "[" : "",
-           f->host ? f->host : "127.0.0.1", v6 ? "]" : "", mp_server_port(server));
+    char where[640];
+    snprintf(where, sizeof where, "%s at http://%s%s%s:%u", f->names.n ? f->names.items[0] : file_name, v6 ? "[" : "",
+             f->host ? f->host : "127.0.0.1", v6 ? "]" : "", mp_server_port(server));
+    printf("mepic serve: %s\n", where);
     fflush(stdout);
+    mp_log_write(&f->log, MEPIC_LOG_INFO, "serving %s", where);
     tell_supervisor(&f->log, "READY=1\nSTATUS=serving");
     int result = run_server(server, &f->log, signals, f->drain);
     mp_server_close(server);

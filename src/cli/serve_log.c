@@ -13,7 +13,8 @@ static void add(json_t *object, const char *name, uint64_t value) {
 }
 
 static void add_ms(json_t *object, const char *name, uint64_t ns) {
-    json_object_set_new(object, name, json_real((double)(ns / 1000) / 1e3));
+    uint64_t microseconds = ns / 1000; // digits behind these say nothing
+    json_object_set_new(object, name, json_real((double)microseconds / 1e3));
 }
 
 /* Absent where there is none. */
