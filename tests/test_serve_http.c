@@ -285,6 +285,41 @@ static void bodies_are_bounded(void **state) {
     http_close(&c);
 }
 
+/* Whoever is not let in sends bodies to nobody: the answer comes before their end, and is the connection's last. */
+static void a_refused_body_is_not_read_to_its_end(void **state) {
+    (void)state;
+    static const struct {
+        int status;
+        const char *bytes;
+    } table[] = {
+        { 404, "POST /nowhere HTTP/1.1\r\n" HOST JSON "Transfer-Encoding: chunked\r\n\r\n5\r\n{" },
+        { 404, "POST /nowhere HTTP/1.1\r\n" HOST JSON "Content-Length: 65537\r\n\r\n{" },
+        { 415, POST "Transfer-Encoding: chunked\r\n\r\n5\r\n{" },
+        { 403, "POST /v1/completions HTTP/1.1\r\nHost: evil.example\r\n" JSON "Content-Length: 1000000\r\n\r\n{" },
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        expect_raw(table[i].bytes, strlen(table[i].bytes), table[i].status);
+    }
+    /* one that turned out too large */
+    enum { SIZE = 1 << 20 };
+    stop();
+    mp_server_options options = default_options();
+    options.max_body = 1024;
+    start(&options);
+    char *chunk = calloc(1, SIZE);
+    assert_non_null(chunk);
+    memset(chunk, ' ', SIZE);
+    http_client c;
+    http_reply reply;
+    http_open(&c, port);
+    http_send_text(&c, POST JSON "Transfer-Encoding: chunked\r\n\r\n100000\r\n");
+    http_send(&c, chunk, SIZE);
+    http_send_text(&c, "\r\n0\r\n\r\n");
+    assert_false(http_read(&c, &reply));
+    http_close(&c);
+    free(chunk);
+}
+
 /* Requests behind each other, without waiting for answers. */
 static void requests_in_a_row_are_answered_in_order(void **state) {
     (void)state;
@@ -316,6 +351,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(heads_are_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(numbers_are_in_range_or_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(bodies_are_bounded, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_refused_body_is_not_read_to_its_end, setup, teardown),
         cmocka_unit_test_setup_teardown(requests_in_a_row_are_answered_in_order, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,6 +23,7 @@ enum {
     IDLE_SECONDS = 75,
     HTTP_THREADS = 2, /* one goes on while the other tokenizes a long prompt */
     BODY_BYTES_PER_SECOND = 1024,
+    REFUSED_BODY_MAX = 64 << 10,
     KEEPALIVE_SECONDS = 30,
     FLUSH_SECONDS = 2,
     STREAM_BLOCK = 16 << 10,
@@ -282,13 +283,27 @@ static mp_exchange *open_exchange(mp_server *server, struct MHD_Connection *conn
     return x;
 }
 
-static void take_body(mp_exchange *x, const char *bytes, size_t n) {
-    if (x->refused.status || mp_buf_append(&x->body, bytes, n)) return;
+/* Whether what is left of a refused request is so little that reading it keeps the connection of use. */
+static bool is_short(const mp_exchange *x) {
+    const char *length = header(x->connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    if (header(x->connection, MHD_HTTP_HEADER_TRANSFER_ENCODING)) return false;
+    return !length || strtoull(length, NULL, 10) <= REFUSED_BODY_MAX;
+}
+
+/* False: nobody with an interest in the answer sends so much. While a body comes nothing can be answered, so one that
+ * turned out too large has a little time to end. */
+static bool take_body(mp_exchange *x, const char *bytes, size_t n) {
+    x->n_body += n;
+    if (x->refused.status) return x->n_body <= 2 * x->body.limit;
+    uint64_t patience = x->server->options.body_ms * MILLISECOND + x->n_body / BODY_BYTES_PER_SECOND * SECOND;
+    mp_watch_deadline(x->watched, x->begun_ns + patience);
+    if (mp_buf_append(&x->body, bytes, n)) return true;
     if (n > x->body.limit - x->body.len)
         mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
     else
         mp_refuse(&x->refused, 503, "out_of_memory", NULL, "out of memory for the body");
     mp_buf_clear(&x->body);
+    return true;
 }
 
 /* Called with the headers, then with pieces of the body, then without any, and again whenever the connection wakes. */
@@ -302,17 +317,14 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         *state = x;
         choose_request_id(x);
         /* A body whose end is not known, or too far away, is not waited for. */
-        if (!check_framing(x, &x->refused)) return mp_exchange_refuse(x, &x->refused);
-        admit(x, method, path, &x->refused);
-        return MHD_YES;
+        bool framed = check_framing(x, &x->refused);
+        if (framed && (admit(x, method, path, &x->refused) || is_short(x))) return MHD_YES;
+        return mp_exchange_refuse(x, &x->refused);
     }
     if (*n_bytes > 0) {
-        x->n_body += *n_bytes;
-        uint64_t patience = x->server->options.body_ms * MILLISECOND + x->n_body / BODY_BYTES_PER_SECOND * SECOND;
-        mp_watch_deadline(x->watched, x->begun_ns + patience);
-        take_body(x, bytes, *n_bytes);
+        bool taken = take_body(x, bytes, *n_bytes);
         *n_bytes = 0;
-        return MHD_YES;
+        return taken ? MHD_YES : MHD_NO;
     }
     if (!x->body_complete) mp_watch_deadline(x->watched, 0);
     x->body_complete = true;
