@@ -68,9 +68,10 @@ static void a_bias_decides(void **state) {
 
 static void filters_and_penalties_change_a_reply(void **state) {
     (void)state;
-    static const char *const fields[] = { "\"top_k\":1", "\"top_p\":0.01", "\"min_p\":1" };
+    static const char *const fields[] = { "\"top_k\":1", "\"top_p\":0.01", "\"min_p\":1", "\"top_p\":0",
+                                          "\"top_p\":1e-60" };
     json_t *greedy = ask_for(completions, "{" GREEDY "}");
-    for (size_t i = 0; i < 3; i++) { // each leaves the likeliest token only
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) { // each leaves the likeliest token only
         json_t *root =
             ask_for(completions, "{\"prompt\":\"once upon\",\"max_tokens\":40,\"ignore_eos\":true,%s}", fields[i]);
         assert_true(json_equal(at(root, "choices"), at(greedy, "choices")));

@@ -59,8 +59,7 @@ static bool read_tool_choice(const mp_api *api, mp_anthropic_request *r, mp_gene
 static void set_request(const mp_api *api, const mp_anthropic_request *r, uint64_t id, mp_generation *g) {
     mepic_request *q = &g->request;
     q->sampling.temperature = (float)r->temperature;
-    q->sampling.top_k = r->top_k > 0 ? (uint32_t)r->top_k : 0;
-    q->sampling.top_p = (float)r->top_p;
+    mp_generation_set_top(g, r->top_k, r->top_p);
     q->max_tokens = r->max_tokens;
     q->ignore_eos = r->ignore_eos;
     g->n = 1;

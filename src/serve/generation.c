@@ -21,6 +21,12 @@ uint32_t mp_generation_choices(const mp_generation *g) {
     return g->n_prompts * g->n;
 }
 
+void mp_generation_set_top(mp_generation *g, int64_t top_k, double top_p) {
+    g->request.sampling.top_k = top_k > 0 ? (uint32_t)top_k : 0;
+    g->request.sampling.top_p = (float)top_p;
+    if (!(g->request.sampling.top_p > 0.0f)) g->request.sampling.top_k = 1; // the engine's 0 is off
+}
+
 mepic_request mp_generation_request(const mp_generation *g, uint32_t i, const char *scope, void *user) {
     mepic_request request = g->request;
     request.prompt = g->prompts[i / g->n];

@@ -23,6 +23,8 @@ typedef struct mp_generation {
 mepic_status mp_generation_open(mp_generation **out, mepic_error *err);
 void mp_generation_free(mp_generation *generation); /* NULL is a no-op */
 uint32_t mp_generation_choices(const mp_generation *generation);
+/* As requests have them: -1 and 0 switch top_k off, and a top_p of 0 leaves the likeliest token only. */
+void mp_generation_set_top(mp_generation *generation, int64_t top_k, double top_p);
 /* The request of choice `i`. It borrows from the generation. */
 mepic_request mp_generation_request(const mp_generation *generation, uint32_t i, const char *scope, void *user);
 /* Tokens of all prompts, each counted once per reply. */

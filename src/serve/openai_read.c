@@ -147,8 +147,7 @@ static bool read_stream_options(mp_openai_request *r, mp_buf *unknown, mp_api_er
 static void set_request(const mp_api *api, const mp_openai_request *r, uint64_t id, bool chat, mp_generation *g) {
     mepic_request *q = &g->request;
     q->sampling.temperature = (float)r->temperature;
-    q->sampling.top_k = r->top_k > 0 ? (uint32_t)r->top_k : 0;
-    q->sampling.top_p = (float)r->top_p;
+    mp_generation_set_top(g, r->top_k, r->top_p);
     q->sampling.min_p = (float)r->min_p;
     q->sampling.repeat_penalty = (float)r->repetition_penalty;
     q->sampling.repeat_window = r->repeat_window;
