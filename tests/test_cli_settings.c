@@ -152,6 +152,9 @@ static void the_environment_may_name_the_file(void **state) {
     assert_true(READ_NONE(&v, NULL));
     assert_int_equal(v.count, 11);
     mp_settings_clear(&v.settings);
+    setenv("MEPIC_CONFIG", "", 1); // compose files write NAME= for what is not set
+    assert_true(READ_NONE(&v, NULL));
+    mp_settings_clear(&v.settings);
     setenv("MEPIC_CONFIG", "/nonexistent", 1);
     assert_true(READ_NONE(&v, "a-count = 12")); // --config is stronger
     assert_int_equal(v.count, 12);

@@ -66,6 +66,14 @@ static void a_message_is_the_chats_reply(void **state) {
     json_decref(chat);
 }
 
+static void a_top_p_of_zero_leaves_the_likeliest_token(void **state) {
+    (void)state;
+    json_t *greedy = ask_ok(ASK(GREEDY)), *root = ask_ok(ASK(",\"top_p\":0,\"ignore_eos\":true"));
+    assert_string_equal(text_at(root, "content/0/text"), text_at(greedy, "content/0/text"));
+    json_decref(root);
+    json_decref(greedy);
+}
+
 static void a_stop_sequence_is_named(void **state) {
     (void)state;
     json_t *whole = ask_ok(ASK(GREEDY));
@@ -78,6 +86,11 @@ static void a_stop_sequence_is_named(void **state) {
     snprintf(body, sizeof body, ASK(GREEDY ",\"stop_sequences\":[\"never\",\"%c\"]"), reply[k]);
     json_t *cut = ask_ok(body);
     char sequence[2] = { reply[k], 0 };
+    assert_string_equal(text_at(cut, "stop_reason"), "stop_sequence");
+    assert_string_equal(text_at(cut, "stop_sequence"), sequence);
+    json_decref(cut);
+    snprintf(body, sizeof body, ASK(GREEDY ",\"stop_sequences\":\"%c\""), reply[k]); // one is taken without brackets
+    cut = ask_ok(body);
     assert_string_equal(text_at(cut, "stop_reason"), "stop_sequence");
     assert_string_equal(text_at(cut, "stop_sequence"), sequence);
     json_decref(cut);
@@ -425,6 +438,18 @@ static void what_stands_between_separators_is_a_chunk(void **state) {
     json_decref(tokens);
     json_decref(plain);
     free(content);
+    /* more of them than the context has tokens make no parts: a body of short ones would be many times its size */
+    stop();
+    options.chunk_separator = "#";
+    start(&options);
+    body.len = 0;
+    add(&body, "{\"prompt\":\"");
+    for (uint32_t i = 0; i < 2100; i++) add(&body, "#");
+    add(&body, "\"}");
+    http_reply reply;
+    assert_int_equal(http_ask(port, "POST", "/v1/completions", "", body.data, &reply), 400);
+    if (!strstr(reply.body, "2100 separators")) fail_msg("%s", reply.body);
+    http_reply_clear(&reply);
 }
 
 static int setup_tools(void **state) {
@@ -439,6 +464,7 @@ static int setup_tools(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_message_is_the_chats_reply, setup_tools, teardown),
+        cmocka_unit_test_setup_teardown(a_top_p_of_zero_leaves_the_likeliest_token, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(a_stop_sequence_is_named, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(a_stream_builds_the_message_up, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(tokens_are_counted, setup_tools, teardown),

@@ -44,9 +44,9 @@ static bool take_call(void *user, uint32_t index, const char *name, const char *
 static void parse(const char *reply, size_t piece, record *r) {
     mp_reply_parser parser;
     const mp_reply_sink sink = { take_text, take_call, r };
-    json_t *tools = json_pack("[{s:s},{s:{s:s}}]", "name", "f", "function", "name", "g");
+    json_t *tools = json_pack("[{s:s},{s:s}]", "name", "f", "name", "g");
     memset(r, 0, sizeof *r);
-    assert_true(mp_reply_parser_init(&parser, "hermes", tools));
+    assert_true(mp_reply_parser_init(&parser, "hermes", tools, NULL));
     for (size_t i = 0, n = strlen(reply); i < n; i += piece) {
         assert_true(mp_reply_parser_push(&parser, reply + i, n - i < piece ? n - i : piece, &sink));
     }
@@ -147,8 +147,8 @@ static void cuts_do_not_matter(void **state) {
         record whole, cut = { 0 };
         parse(reply, sizeof reply, &whole);
         const mp_reply_sink sink = { take_text, take_call, &cut };
-        json_t *both = json_pack("[{s:s},{s:{s:s}}]", "name", "f", "function", "name", "g");
-        assert_true(mp_reply_parser_init(&parser, "hermes", both));
+        json_t *both = json_pack("[{s:s},{s:s}]", "name", "f", "name", "g");
+        assert_true(mp_reply_parser_init(&parser, "hermes", both, NULL));
         for (size_t i = 0, n = strlen(reply); i < n;) {
             size_t piece = 1 + rng_below(&r, 9);
             if (piece > n - i) piece = n - i;
@@ -167,7 +167,7 @@ static void text_is_not_held_back(void **state) {
     mp_reply_parser parser;
     record r = { 0 };
     const mp_reply_sink sink = { take_text, take_call, &r };
-    assert_true(mp_reply_parser_init(&parser, "hermes", NULL));
+    assert_true(mp_reply_parser_init(&parser, "hermes", NULL, NULL));
     assert_true(mp_reply_parser_push(&parser, "one two", 7, &sink));
     assert_string_equal(r.text, "one two");
     assert_true(mp_reply_parser_push(&parser, " <", 2, &sink));
@@ -179,6 +179,32 @@ static void text_is_not_held_back(void **state) {
     memset(&r, 0, sizeof r);
     assert_true(mp_reply_parser_push(&plain, "x \n<tool_call>", 14, &sink));
     assert_string_equal(r.text, "x \n<tool_call>");
+}
+
+static bool count_text(void *user, const char *text, size_t len) {
+    (void)text;
+    *(size_t *)user += len;
+    return true;
+}
+
+/* Looking at what is held with each piece again is quadratic in it: a bounded part of it is held. */
+static void blanks_without_end_are_text(void **state) {
+    (void)state;
+    static const char *const beginnings[] = { "", "text", "```json" };
+    for (size_t i = 0; i < 3; i++) {
+        mp_reply_parser parser;
+        size_t n = 0, sent = strlen(beginnings[i]);
+        const mp_reply_sink sink = { count_text, take_call, &n };
+        assert_true(mp_reply_parser_init(&parser, "hermes", NULL, NULL));
+        assert_true(mp_reply_parser_push(&parser, beginnings[i], sent, &sink));
+        for (; sent < 20000; sent++) {
+            assert_true(mp_reply_parser_push(&parser, "\n", 1, &sink));
+            if (sent > 10000) assert_true(n > sent - 8192);
+        }
+        assert_true(mp_reply_parser_end(&parser, &sink));
+        assert_int_equal(n, sent);
+        mp_reply_parser_clear(&parser);
+    }
 }
 
 /* ---- Writers ----------------------------------------------------------------------------------------------------- */
@@ -330,6 +356,17 @@ static void anthropic_bodies_have_tool_use(void **state) {
     root = parse_body(&out);
     assert_string_equal(text_at(root, "stop_reason"), "tool_use");
     assert_true(json_is_null(at(root, "stop_sequence")));
+    json_decref(root);
+}
+
+static void a_tool_may_have_members_of_the_other_dialect(void **state) {
+    (void)state;
+    static const char body[] =
+        "{" ASKED ",\"tools\":[{\"name\":\"f\",\"function\":1,\"input_schema\":{\"type\":\"object\"}}]}";
+    mp_buf out =
+        write_reply(&mp_anthropic_messages, body, "{\"name\": \"f\", \"arguments\": {}}", MEPIC_FINISH_STOP, -1);
+    json_t *root = parse_body(&out);
+    assert_string_equal(text_at(root, "stop_reason"), "tool_use");
     json_decref(root);
 }
 
@@ -739,6 +776,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(calls_are_found_however_a_reply_is_cut),
         cmocka_unit_test(cuts_do_not_matter),
         cmocka_unit_test(text_is_not_held_back),
+        cmocka_unit_test(blanks_without_end_are_text),
+        cmocka_unit_test(a_tool_may_have_members_of_the_other_dialect),
         cmocka_unit_test(openai_bodies_have_tool_calls),
         cmocka_unit_test(openai_streams_have_tool_calls),
         cmocka_unit_test(anthropic_bodies_have_tool_use),

@@ -109,6 +109,7 @@ bool mp_settings_begin(mp_settings *settings, const char *command, const char *u
     mepic_status status = mp_options_parse_as(groups, n_groups, SOURCE_FIRST_LOOK, argc, argv, &help, &err);
     if (status == MEPIC_OK && !help) {
         if (!settings->path) settings->path = getenv("MEPIC_CONFIG");
+        if (settings->path && !*settings->path) settings->path = NULL; // as with the other variables
         if (settings->path) status = read_file(settings, groups, n_groups, &err);
         if (status == MEPIC_OK) status = read_environment(groups, n_groups, &err);
         if (status == MEPIC_OK) {

@@ -47,7 +47,7 @@ bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, 
     mepic_prepared_tokens(generation->prompts[0], &w->prompt_tokens);
     mp_api_id(api, "msg_", id, w->id, sizeof w->id);
     bool tools = json_array_size(r->tools) > 0 && !r->no_tools;
-    if (tools && !mp_reply_parser_init(&w->parser, api->info->tool_format, r->tools)) {
+    if (tools && !mp_reply_parser_init(&w->parser, api->info->tool_format, r->tools, NULL)) {
         mp_anthropic_close(w);
         return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
     }
@@ -84,7 +84,8 @@ static json_t *final_usage_json(const mepic_usage *u) {
 /* NULL: a string of the request's did not end it. */
 static json_t *stop_sequence(const mp_writer *w) {
     if (w->finish != MEPIC_FINISH_STOP || w->stop < 0) return NULL;
-    return json_is_array(w->stops) ? json_array_get(w->stops, (size_t)w->stop) : NULL;
+    if (json_is_string(w->stops)) return w->stop == 0 ? w->stops : NULL;
+    return json_array_get(w->stops, (size_t)w->stop);
 }
 
 static const char *stop_reason(const mp_writer *w) {

@@ -79,7 +79,8 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
     for (uint32_t i = 0; i < w->n_choices; i++) {
         w->choices[i].text.limit = TEXT_MAX;
         for (uint32_t k = 0; k < LISTS_MAX; k++) w->choices[i].lists[k].limit = LOGPROB_BYTES_MAX;
-        if (!tools || mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format, request->tools)) continue;
+        if (!tools || mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format, request->tools, "function"))
+            continue;
         mp_openai_close(w);
         return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
     }

@@ -74,7 +74,9 @@ bool mp_draft_add_written(mp_prompt_draft *draft, const mp_api *api, const char 
     const char *separator = api->chunk_separator;
     size_t n = separator ? strlen(separator) : 0, open = n ? find_separator(text, 0, len, separator, n) : len;
     size_t close = open < len ? find_separator(text, open + n, len, separator, n) : len;
-    if (close == len) return mp_draft_add_text(draft, before, text, len, after);
+    for (size_t i = open; i < len; i = find_separator(text, i + n, len, separator, n)) draft->n_separators++;
+    bool crowded = draft->n_separators > api->info->context; // each is a token at least: prepare says so
+    if (close == len || crowded) return mp_draft_add_text(draft, before, text, len, after);
     bool ok = mp_draft_add_text(draft, before, text, open + n, "");
     for (; ok && close < len; open = close, close = find_separator(text, open + n, len, separator, n)) {
         ok = mp_draft_add(draft,
@@ -345,6 +347,11 @@ static void mark_public(const mp_prompt_draft *draft, const mp_public *list) {
 bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_bos, mepic_prepared **out,
                       mp_api_error *err) {
     if (!check_bytes(draft, api, err)) return false;
+    if (draft->n_separators > api->info->context) {
+        return mp_refuse(err, 400, "context_length_exceeded", NULL,
+                         "the prompt has %llu separators of chunks; the context is %u tokens",
+                         (unsigned long long)draft->n_separators, api->info->context);
+    }
     order_results(draft);
     mark_public(draft, api->public_documents);
     mepic_message *messages = mp_calloc(draft->n_messages, sizeof *messages);

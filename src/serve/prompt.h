@@ -21,6 +21,7 @@ typedef struct mp_prompt_draft {
     uint32_t n_calls, cap_calls, cap_call_ids;
     const char **tools;
     uint32_t n_tools, cap_tools;
+    uint64_t n_separators; /* of --chunk-separator */
     char **owned; /* texts that were put together */
     uint32_t n_owned, cap_owned;
 } mp_prompt_draft;

@@ -6,7 +6,7 @@
 #include "base/hash.h"
 #include "serve/json.h"
 
-enum { PATH_CAP = 64, NAME_MAX_BYTES = 64, CALL_BYTES_MAX = 8 << 20 };
+enum { PATH_CAP = 64, NAME_MAX_BYTES = 64, CALL_BYTES_MAX = 8 << 20, UNDECIDED_MAX = 4 << 10 };
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
 
@@ -206,13 +206,13 @@ uint64_t mp_tools_call_number(uint64_t request, uint32_t choice, uint32_t call) 
 
 /* ---- Replies ----------------------------------------------------------------------------------------------------- */
 
-bool mp_reply_parser_init(mp_reply_parser *p, const char *format, const json_t *tools) {
+bool mp_reply_parser_init(mp_reply_parser *p, const char *format, const json_t *tools, const char *inside) {
     *p = (mp_reply_parser){ .marks = find_marks(format), .held = { .limit = CALL_BYTES_MAX } };
     p->names = json_array();
     bool ok = p->names != NULL;
     for (size_t i = 0; ok && i < json_array_size(tools); i++) {
-        const json_t *tool = json_array_get(tools, i), *function = json_object_get(tool, "function");
-        ok = json_array_append(p->names, json_object_get(function ? function : tool, "name")) == 0;
+        const json_t *tool = json_array_get(tools, i);
+        ok = json_array_append(p->names, json_object_get(inside ? json_object_get(tool, inside) : tool, "name")) == 0;
     }
     return ok;
 }
@@ -235,14 +235,16 @@ static size_t find_mark(const mp_buf *buf, size_t from, const char *mark) {
     return buf->len;
 }
 
-/* Where the end begins that may turn out to stand in front of a call: blanks, and the beginning of a mark. */
+/* Where the end begins that may turn out to stand in front of a call: blanks, and the beginning of a mark. Too many
+ * blanks to look at again with each piece are text. */
 static size_t find_undecided(const mp_buf *buf, const char *mark) {
     size_t at = buf->len, len = strlen(mark);
     for (size_t n = len - 1 < buf->len ? len - 1 : buf->len; n > 0 && at == buf->len; n--) {
         if (memcmp(buf->data + buf->len - n, mark, n) == 0) at = buf->len - n;
     }
-    while (at > 0 && is_blank(buf->data[at - 1])) at--;
-    return at;
+    size_t blanks = at;
+    while (blanks > 0 && is_blank(buf->data[blanks - 1])) blanks--;
+    return at - blanks > UNDECIDED_MAX ? at : blanks;
 }
 
 /* The end of the string that begins at text[i], behind its quote. */
@@ -369,6 +371,7 @@ static bool advance(mp_reply_parser *p, const mp_reply_sink *sink, bool *again) 
     *again = false;
     if (!p->begun) {
         match m = begins_without_marks(held->data, held->len);
+        if (m == MATCH_MAYBE && held->len > UNDECIDED_MAX) m = MATCH_NO;
         p->begun = m != MATCH_MAYBE;
         p->without_marks = m == MATCH_YES;
     }

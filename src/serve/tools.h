@@ -50,9 +50,9 @@ typedef struct mp_reply_parser {
     uint32_t n_calls; /* given out */
 } mp_reply_parser;
 
-/* Zero-initialized is a parser without tools. `format` is mepic_model_info.tool_format, `tools` the request's, in the
- * form of either dialect. False: out of memory. */
-bool mp_reply_parser_init(mp_reply_parser *parser, const char *format, const json_t *tools);
+/* Zero-initialized is a parser without tools. `format` is mepic_model_info.tool_format, `tools` the request's, which
+ * have their names in the member `inside` (NULL: they have them themselves). False: out of memory. */
+bool mp_reply_parser_init(mp_reply_parser *parser, const char *format, const json_t *tools, const char *inside);
 void mp_reply_parser_clear(mp_reply_parser *parser);
 bool mp_reply_parser_push(mp_reply_parser *parser, const char *text, size_t len, const mp_reply_sink *sink);
 /* The reply is over: what was held is a call or text. */
