@@ -90,6 +90,34 @@ static void a_stream_without_events_says_so(void **state) {
     close_long();
 }
 
+/* Comments in a stream of a thousand tokens whose text is held back, since all of it could begin a stop string. */
+static uint32_t comments_while_held_back(uint32_t silence_ms) {
+    mp_server_options options = default_options();
+    options.silence_ms = silence_ms;
+    open_long(&options, 8);
+    json_t *ids = http_ask_json(port, "POST", "/tokenize", "{\"content\":\"a\"}", 200);
+    char letters[1001] = "", body[2048];
+    memset(letters, 'a', 1000);
+    snprintf(body, sizeof body,
+             "{\"prompt\":\"x\",\"temperature\":0,\"logit_bias\":{\"%d\":100},\"stop\":\"%s\"," LONG
+             ",\"stream\":true}",
+             (int)number_at(ids, "tokens/0"), letters);
+    static stream s;
+    ask_stream("/v1/completions", body, &s);
+    assert_string_equal(text_at(s.last, "choices/0/finish_reason"), "stop");
+    assert_int_equal(s.text_len, 0);
+    json_decref(s.last);
+    json_decref(ids);
+    close_long();
+    return s.n_comments;
+}
+
+static void comments_go_by_time_and_not_by_events(void **state) {
+    (void)state;
+    assert_int_equal(comments_while_held_back(3600000), 0);
+    assert_true(comments_while_held_back(1) > 0);
+}
+
 /* Lines of `c` are read until that many replies wait. */
 static void read_until_waiting(http_client *c, double n) {
     while (metric("vllm:num_requests_waiting{model_name=\"tiny\"} ") != n) assert_non_null(http_read_line(c));
@@ -244,6 +272,17 @@ static void count_lost(void *user, const mp_record *record) {
     if (record->end && record->status == 499) atomic_fetch_add(n_left, 1);
 }
 
+/* Whatever was lost, a line of a stream is whole. */
+static void assert_whole_lines(const char *line) {
+    for (; *line; line += strspn(line, "\n")) {
+        size_t n = strcspn(line, "\n");
+        json_t *root = n > 6 ? json_loadb(line + 6, n - 6, JSON_ALLOW_NUL, NULL) : NULL;
+        if (!root && strncmp(line, "data: [DONE]", n) != 0) fail_msg("half a line: %.*s", (int)n, line);
+        json_decref(root);
+        line += n;
+    }
+}
+
 /* Each allocation fails once, on whatever thread it is: a request may be refused or lost, never the server. */
 static void out_of_memory_costs_one_request(void **state) {
     (void)state;
@@ -271,6 +310,7 @@ static void out_of_memory_costs_one_request(void **state) {
         if (answered && reply.status != 200 && reply.status != 500 && reply.status != 503) {
             fail_msg("allocation %u: status %d: %s", n, reply.status, reply.body);
         }
+        if (answered && reply.status == 200 && n % 2 == 1) assert_whole_lines(reply.body);
         http_reply_clear(&reply);
         http_close(&c);
         wait_until_idle();
@@ -349,6 +389,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_client_that_leaves_frees_its_pages),
         cmocka_unit_test(a_stream_without_events_says_so),
+        cmocka_unit_test(comments_go_by_time_and_not_by_events),
         cmocka_unit_test(waiting_in_front_of_the_engine_is_waiting),
         cmocka_unit_test(a_slow_reader_is_cancelled),
         cmocka_unit_test(a_request_that_never_ends_is_cut_off),

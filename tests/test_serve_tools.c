@@ -418,30 +418,6 @@ static void anthropic_streams_are_blocks_in_order(void **state) {
                         "content_block_start content_block_delta content_block_stop message_delta message_stop ");
 }
 
-/* The comments in a stream of `n` tokens that all belong to a call. */
-static uint32_t comments_of(const mp_dialect *dialect, const char *body, uint32_t n) {
-    char *text = malloc(3 * n + 16);
-    assert_non_null(text);
-    memcpy(text, "<tool_call>{", 12);
-    memset(text + 12, '[', 3 * n - 12);
-    text[3 * n] = 0;
-    mp_buf out = write_reply(dialect, body, text, MEPIC_FINISH_LENGTH, -1);
-    uint32_t found = 0;
-    for (char *at = strstr(out.data, ": waiting\n\n"); at; at = strstr(at + 1, ": waiting\n\n")) found++;
-    free(text);
-    mp_buf_clear(&out);
-    return found;
-}
-
-static void a_long_call_does_not_look_dead(void **state) {
-    (void)state;
-    assert_int_equal(comments_of(&mp_openai_chat, OPENAI(",\"stream\":true"), 20), 0);
-    assert_int_equal(comments_of(&mp_openai_chat, OPENAI(",\"stream\":true"), 100), 3);
-    assert_int_equal(comments_of(&mp_anthropic_messages, ANTHROPIC(",\"stream\":true"), 100), 3);
-    assert_int_equal(comments_of(&mp_openai_chat, OPENAI(""), 100), 0);
-    assert_int_equal(comments_of(&mp_anthropic_messages, ANTHROPIC(""), 100), 0);
-}
-
 /* ---- Prompts ----------------------------------------------------------------------------------------------------- */
 
 /* The prompt that a request becomes, as text; a chunk stands between braces. */
@@ -783,7 +759,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(anthropic_bodies_have_tool_use),
         cmocka_unit_test(numbers_in_a_call_keep_their_digits),
         cmocka_unit_test(anthropic_streams_are_blocks_in_order),
-        cmocka_unit_test(a_long_call_does_not_look_dead),
         cmocka_unit_test(both_dialects_make_the_same_prompt),
         cmocka_unit_test(results_follow_their_calls),
         cmocka_unit_test(failing_memory_is_reported),

@@ -17,9 +17,9 @@ struct mp_writer {
     json_t *stops;     /* of the request; may be NULL */
     size_t prompt_tokens;
     mp_reply_parser parser;
-    uint32_t n_blocks, quiet; /* of a stream */
-    json_t *content;          /* of a single body */
-    mp_buf text;              /* of its open text block */
+    uint32_t n_blocks; /* of a stream */
+    json_t *content;   /* of a single body */
+    mp_buf text;       /* of its open text block */
     mepic_finish finish;
     int32_t stop;
     mepic_usage usage;
@@ -209,11 +209,10 @@ bool mp_anthropic_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
     target t = { w, out };
     mp_reply_sink sink = { write_text, write_call, &t };
     if (!w->stream) sink = (mp_reply_sink){ keep_text, keep_call, &t };
-    size_t before = out->len;
     if (w->stream && !w->begun && !write_start(w, out)) return false;
     w->begun = true;
     if (!mp_reply_parser_push(&w->parser, e->text, e->text_len, &sink)) return false;
-    if (e->kind != MEPIC_EVENT_DONE) return !w->stream || mp_sse_keep_alive(&w->quiet, before, out);
+    if (e->kind != MEPIC_EVENT_DONE) return true;
     w->usage = e->usage;
     w->finish = e->finish;
     w->stop = e->stop;

@@ -7,7 +7,7 @@
 #include "base/hash.h"
 #include "serve/json.h"
 
-enum { STOP_BYTES_MAX = 1024, KEEP_ALIVE_EVENTS = 32 };
+enum { STOP_BYTES_MAX = 1024 };
 
 const char *mp_api_model(const mp_api *api, const json_t *model) {
     for (uint32_t i = 0; json_is_string(model) && i < api->n_names; i++) {
@@ -103,11 +103,6 @@ json_t *mp_api_timings(const mepic_usage *u) {
                      (json_int_t)computed, "prompt_ms", prompt_ms, "prompt_per_second", per_second(computed, prompt_ms),
                      "predicted_n", (json_int_t)u->completion_tokens, "predicted_ms", predicted_ms,
                      "predicted_per_second", per_second(predicted, predicted_ms));
-}
-
-bool mp_sse_keep_alive(uint32_t *quiet, size_t before, mp_buf *out) {
-    *quiet = out->len == before ? *quiet + 1 : 0;
-    return *quiet == 0 || *quiet % KEEP_ALIVE_EVENTS != 0 || mp_buf_append(out, ": waiting\n\n", 11);
 }
 
 bool mp_sse_write(const char *name, json_t *value, mp_buf *out) {

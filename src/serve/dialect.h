@@ -37,7 +37,8 @@ typedef struct mp_dialect {
     /* Fills `generation`, and opens the writer that belongs to it; `id` is a number of its own. False: *err. */
     bool (*read)(const mp_api *api, const json_t *body, uint64_t id, mp_generation *generation, mp_writer **writer,
                  mp_api_error *err);
-    /* Events in order. A stream appends what can be sent, a single body is kept until the end. False: out of memory. */
+    /* Events in order. A stream appends what can be sent, a single body is kept until the end. False: out of memory,
+     * or a limit of `out`; half of the event may stand there. */
     bool (*event)(mp_writer *writer, const mp_feed_event *event, mp_buf *out);
     /* After the last event: what closes a stream, or the whole body. */
     bool (*end)(mp_writer *writer, mp_buf *out);
@@ -64,9 +65,6 @@ json_t *mp_api_usage(const mepic_usage *usage);
 json_t *mp_api_timings(const mepic_usage *usage);
 /* "chatcmpl-" and a number in hex. */
 void mp_api_id(const mp_api *api, const char *prefix, uint64_t id, char *out, size_t cap);
-/* Of a stream: a comment for every 32 events in a row that wrote nothing: a call that is held back would look like a
- * dead connection. `before`: out->len before the event; *quiet counts. */
-bool mp_sse_keep_alive(uint32_t *quiet, size_t before, mp_buf *out);
 /* "data: " value "\n\n", with "event: NAME\n" in front unless name is NULL; drops `value`. */
 bool mp_sse_write(const char *name, json_t *value, mp_buf *out);
 

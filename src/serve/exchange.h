@@ -71,6 +71,7 @@ struct mp_exchange {
     mp_writer *writer;
     mp_buf taken, out;
     size_t out_sent;
+    uint64_t written_ns; /* of a stream: when there was something to send */
     bool streaming, accepted, ended, gone;
 };
 

@@ -1,6 +1,7 @@
 /* Routes that ask the engine: from a body to a feed, and from the feed's events to an answer or a stream. */
 #include <string.h>
 
+#include "base/clock.h"
 #include "serve/exchange.h"
 #include "serve/json.h"
 
@@ -97,13 +98,20 @@ static void count_event(mepic_usage *sum, const mp_feed_event *event) {
     sum->total_ns = later(sum->total_ns, u->total_ns);
 }
 
+/* Half of what could not be written would spoil what comes behind it. */
+static bool cut(mp_exchange *x, size_t before) {
+    x->out.len = before;
+    return false;
+}
+
 /* Hands what was taken to the writer. */
 static bool write_events(mp_exchange *x) {
     size_t offset = 0;
     mp_feed_event event;
     while (mp_feed_event_next(&x->taken, &offset, &event)) {
         count_event(&x->usage, &event);
-        if (!x->route->dialect->event(x->writer, &event, &x->out)) return false;
+        size_t before = x->out.len;
+        if (!x->route->dialect->event(x->writer, &event, &x->out)) return cut(x, before);
     }
     return true;
 }
@@ -143,28 +151,41 @@ static enum MHD_Result answer_body(mp_exchange *x) {
 
 /* ---- A stream ---------------------------------------------------------------------------------------------------- */
 
+/* A comment, where nothing was written for so long: a call that is held back looks like a dead connection. */
+static void keep_alive(mp_exchange *x, uint64_t now) {
+    uint64_t silence_ns = x->server->options.silence_ms * UINT64_C(1000000);
+    if (x->out.len == 0 && now - x->written_ns >= silence_ns) mp_buf_append(&x->out, ": waiting\n\n", 11);
+    if (x->out.len > 0) x->written_ns = now;
+}
+
 /* Puts what is there into `out`. False: nothing is, the connection was paused. */
 static bool fill_stream(mp_exchange *x) {
     const mp_dialect *dialect = x->route->dialect;
     mp_api_error err;
+    uint64_t now = mp_now_ns();
     x->out.len = x->out_sent = 0;
     switch (mp_feed_take(x->feed, &x->taken, &err)) {
     case MP_FEED_PAUSED: return false;
-    case MP_FEED_POKED: mp_buf_append(&x->out, ": waiting\n\n", 11); return true;
+    case MP_FEED_POKED: keep_alive(x, now); return true;
     case MP_FEED_MORE:
-        if (write_events(x)) return true;
+        if (write_events(x)) {
+            keep_alive(x, now);
+            return true;
+        }
         mp_refuse(&err, 500, "out_of_memory", NULL, "the reply was cancelled: out of memory");
         break;
     case MP_FEED_FAILED: x->gone = err.status == MP_STATUS_CLIENT_GONE; break;
     case MP_FEED_END:
         x->ended = true;
         if (dialect->end(x->writer, &x->out)) return true;
+        cut(x, 0);
         mp_refuse(&err, 500, "out_of_memory", NULL, "the reply's end was lost: out of memory");
         break;
     }
     x->ended = true;
     x->refused = err;
-    if (!x->gone) dialect->fail(x->writer, &err, &x->out);
+    size_t before = x->out.len;
+    if (!x->gone && !dialect->fail(x->writer, &err, &x->out)) x->unanswered = !cut(x, before);
     return true;
 }
 
@@ -172,7 +193,7 @@ static ssize_t read_stream(void *cls, uint64_t position, char *to, size_t max) {
     (void)position;
     mp_exchange *x = cls;
     while (x->out_sent == x->out.len) {
-        if (x->gone) return MHD_CONTENT_READER_END_WITH_ERROR;
+        if (x->gone || x->unanswered) return MHD_CONTENT_READER_END_WITH_ERROR;
         if (x->ended) return MHD_CONTENT_READER_END_OF_STREAM;
         if (!fill_stream(x)) return 0;
     }
@@ -188,7 +209,7 @@ static enum MHD_Result answer_stream(mp_exchange *x) {
     switch (mp_feed_ready(x->feed, &err)) {
     case MP_FEED_PAUSED: return MHD_YES;
     case MP_FEED_FAILED: return fail_begun(x, &err);
-    default: return mp_exchange_stream(x, "text/event-stream; charset=utf-8", read_stream);
+    default: x->written_ns = mp_now_ns(); return mp_exchange_stream(x, "text/event-stream; charset=utf-8", read_stream);
     }
 }
 

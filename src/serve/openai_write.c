@@ -36,7 +36,7 @@ struct mp_writer {
     char id[48];
     const char *model; /* one of api->names */
     json_int_t created;
-    uint32_t n, n_choices, quiet;
+    uint32_t n, n_choices;
     size_t n_kept; /* bytes of log-probabilities */
     choice *choices;
 };
@@ -306,7 +306,6 @@ static bool stream_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
     const mp_reply_sink sink = { write_text, write_call, &t };
     const piece role = { .role = "assistant", .text = "" };
     bool done = e->kind == MEPIC_EVENT_DONE, ok = true;
-    size_t before = out->len;
     if (!c->begun && w->chat) ok = write_chunk(w, e->choice, &role, out);
     c->begun = true;
     ok = ok && read_logprobs(w, e, c->offset, &t.logprobs) &&
@@ -315,7 +314,7 @@ static bool stream_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
     if (ok && t.logprobs) ok = write_text(&t, "", 0);
     json_decref(t.logprobs);
     c->offset += count_characters(e->text, e->text_len);
-    if (!ok || !done) return ok && mp_sse_keep_alive(&w->quiet, before, out);
+    if (!ok || !done) return ok;
     c->usage = e->usage;
     c->finish = e->finish;
     const piece last = { .finish = finish_json(c), .timings = mp_api_timings(&c->usage) };
