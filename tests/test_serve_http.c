@@ -4,10 +4,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "serve/exchange.h"
 #include "support/replies.h"
 #include "support/server.h"
 
@@ -320,6 +322,51 @@ static void a_refused_body_is_not_read_to_its_end(void **state) {
     free(chunk);
 }
 
+static int ask_small(void) {
+    http_reply reply;
+    char seconds[8] = "";
+    int status = http_ask(port, "POST", "/v1/completions", "", "{\"prompt\":\"x\",\"max_tokens\":1}", &reply);
+    http_header(reply.head, "Retry-After", seconds, sizeof seconds);
+    assert_true(status == 200 || (status == 503 && strcmp(seconds, "1") == 0));
+    http_reply_clear(&reply);
+    return status;
+}
+
+/* Many connections with a body that does not end, each within its own bound. */
+static void bodies_are_bounded_together(void **state) {
+    (void)state;
+    enum { CLIENTS = 3, SIZE = 120000 };
+    stop();
+    mp_server_options options = default_options();
+    options.max_body = 128 << 10;
+    options.max_bodies = 300 << 10;
+    start(&options);
+    static char body[SIZE];
+    memset(body, ' ', SIZE);
+    http_client clients[CLIENTS];
+    for (size_t i = 0; i < CLIENTS; i++) {
+        http_open(&clients[i], port);
+        http_send_text(&clients[i], POST JSON "Content-Length: 120001\r\n\r\n");
+        http_send(&clients[i], body, SIZE);
+        while (i < 2 && atomic_load(&server->held) != (i + 1) * options.max_body) sched_yield();
+    }
+    for (size_t i = CLIENTS; i-- > 0;) { // the third, which was too much, holds nothing
+        http_reply reply;
+        http_send_text(&clients[i], "{");
+        assert_true(http_read(&clients[i], &reply));
+        assert_int_equal(reply.status, i < 2 ? 400 : 503);
+        http_reply_clear(&reply);
+        http_close(&clients[i]);
+    }
+    while (atomic_load(&server->held) > 0) sched_yield();
+    assert_int_equal(ask_small(), 200);
+    atomic_fetch_add(&server->held, options.max_bodies + 1); // as if replies held them
+    assert_int_equal(ask_small(), 503);
+    json_decref(http_ask_json(port, "GET", "/health", NULL, 200));
+    atomic_fetch_sub(&server->held, options.max_bodies + 1);
+    assert_int_equal(ask_small(), 200);
+}
+
 /* Requests behind each other, without waiting for answers. */
 static void requests_in_a_row_are_answered_in_order(void **state) {
     (void)state;
@@ -352,6 +399,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(numbers_are_in_range_or_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(bodies_are_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(a_refused_body_is_not_read_to_its_end, setup, teardown),
+        cmocka_unit_test_setup_teardown(bodies_are_bounded_together, setup, teardown),
         cmocka_unit_test_setup_teardown(requests_in_a_row_are_answered_in_order, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,7 +15,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 15, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum { N_SERVE_OPTIONS = 16, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
@@ -31,7 +31,7 @@ typedef struct serve_flags {
     const char *host, *key_file, *chunk_separator, *public_file;
     mp_texts names;
     uint32_t port, max_replies, max_per_key, max_connections, drain, chunk_tool_results;
-    uint64_t max_body;
+    uint64_t max_body, max_bodies;
     uint32_t json_log;
     bool open;
     mp_serve_log lines;
@@ -58,6 +58,8 @@ static mp_option_group serve_group(serve_flags *f) {
                  "of these, by one key; more are refused with 429 (default: no bound of its own)"),
         MP_COUNT(0, "max-connections", &f->max_connections, 1, 65536, "N", "open connections (default 4096)"),
         MP_SIZE(0, "max-body", &f->max_body, 1024, 1 << 30, "SIZE", "largest body of a request (default 8M)"),
+        MP_SIZE(0, "max-bodies", &f->max_bodies, 1024, UINT64_C(1) << 40, "SIZE",
+                "bodies of all requests and replies together; with more, new ones are refused with 503 (default 512M)"),
         MP_TEXT(0, "chunk-separator", &f->chunk_separator, "STRING",
                 "what stands between two of them in a request's text is a chunk; they stay in the prompt"),
         MP_COUNT(0, "chunk-tool-results", &f->chunk_tool_results, 1, 1 << 24, "N",
@@ -110,6 +112,7 @@ static mepic_status open_server(const serve_flags *f, mp_session *session, const
         .max_per_key = f->max_per_key,
         .max_connections = f->max_connections,
         .max_body = f->max_body,
+        .max_bodies = f->max_bodies,
         .chunk_separator = f->chunk_separator,
         .chunk_tool_results = f->chunk_tool_results,
         .log = f->log,

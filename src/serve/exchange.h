@@ -46,6 +46,7 @@ struct mp_server {
     pthread_cond_t changed; /* n_exchanges went down */
     uint32_t n_exchanges;   /* under lock */
     atomic_uint_fast64_t next_id;
+    atomic_size_t held; /* bytes of bodies, of all exchanges */
 };
 
 uint64_t mp_server_next_id(mp_server *server);
@@ -62,6 +63,7 @@ struct mp_exchange {
     uint64_t n_body;         /* bytes that came, kept or not */
     bool body_complete;      /* all bytes of the body came */
     mp_api_error refused;    /* status != 0: the answer when the body was swallowed; later, why a stream failed */
+    size_t held;             /* bytes of bodies that the server knows of */
     unsigned status;         /* of the answer; 0: there is none yet */
     bool unanswered;         /* the connection is closed for want of memory for an answer, or of its end */
     mepic_usage usage;       /* of the replies so far, for the record */
@@ -75,6 +77,9 @@ struct mp_exchange {
     bool streaming, accepted, ended, gone;
 };
 
+/* Tells the server how many bytes of bodies, of the request and its replies, the exchange holds now. False: all of them
+ * are more than there should be. What has begun may go on all the same; what comes is refused. */
+bool mp_exchange_hold(mp_exchange *x, size_t bytes);
 /* Answers with `body`, which is taken over. */
 enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *type, mp_buf *body);
 /* The same for JSON; drops `value`. */

@@ -47,6 +47,7 @@ static bool begin(mp_exchange *x, mp_api_error *err) {
     ok = ok && x->route->dialect->read(&server->api, body, id, generation, &x->writer, err);
     json_decref(body);
     mp_buf_clear(&x->body);
+    mp_exchange_hold(x, 0);
     if (!ok || !check_length(x, generation, err)) {
         mp_generation_free(generation);
         return false;
@@ -113,6 +114,8 @@ static bool write_events(mp_exchange *x) {
         size_t before = x->out.len;
         if (!x->route->dialect->event(x->writer, &event, &x->out)) return cut(x, before);
     }
+    /* What a stream wrote is gone when it was sent; the writer of a body keeps about as much as the events had. */
+    mp_exchange_hold(x, x->streaming ? x->out.cap : x->held + x->taken.len);
     return true;
 }
 

@@ -59,7 +59,15 @@ static enum MHD_Result queue(mp_exchange *x, unsigned status, const char *type, 
     return result;
 }
 
+bool mp_exchange_hold(mp_exchange *x, size_t bytes) {
+    mp_server *server = x->server;
+    size_t before = x->held;
+    x->held = bytes;
+    return atomic_fetch_add(&server->held, bytes - before) + bytes - before <= server->options.max_bodies;
+}
+
 enum MHD_Result mp_exchange_answer(mp_exchange *x, unsigned status, const char *type, mp_buf *body) {
+    mp_exchange_hold(x, x->held + body->cap);
     struct MHD_Response *response = MHD_create_response_from_buffer_with_free_callback(body->len, body->data, mp_free);
     if (!response) return queue(x, status, type, NULL);
     *body = (mp_buf){ .limit = body->limit };
@@ -244,13 +252,23 @@ static bool check_type(const mp_exchange *x, mp_api_error *err) {
                      "the body must be JSON: send the header 'Content-Type: application/json'");
 }
 
+static bool refuse_crowded(mp_api_error *err) {
+    return mp_refuse(err, 503, "overloaded", NULL,
+                     "the server holds as many bytes of requests and replies as it may; try again later");
+}
+
+/* Bodies that are there already, of all clients, leave room for another. */
+static bool check_room(mp_exchange *x, mp_api_error *err) {
+    return strcmp(x->route->method, "POST") != 0 || mp_exchange_hold(x, 0) || refuse_crowded(err);
+}
+
 static bool admit(mp_exchange *x, const char *method, const char *path, mp_api_error *err) {
     if (!check_host(x, err) || !check_coding(x, err)) return false;
     if (strlen(path) > PATH_BYTES_MAX) {
         return mp_refuse(err, 414, "path_too_long", NULL, "the path has more than %d bytes", PATH_BYTES_MAX);
     }
     x->route = mp_route_find(method, path, &x->allow, err);
-    return x->route && check_key(x, err) && check_type(x, err);
+    return x->route && check_key(x, err) && check_type(x, err) && check_room(x, err);
 }
 
 static void choose_request_id(mp_exchange *x) {
@@ -297,12 +315,17 @@ static bool take_body(mp_exchange *x, const char *bytes, size_t n) {
     if (x->refused.status) return x->n_body <= 2 * x->body.limit;
     uint64_t patience = x->server->options.body_ms * MILLISECOND + x->n_body / BODY_BYTES_PER_SECOND * SECOND;
     mp_watch_deadline(x->watched, x->begun_ns + patience);
-    if (mp_buf_append(&x->body, bytes, n)) return true;
-    if (n > x->body.limit - x->body.len)
+    bool fits = mp_buf_append(&x->body, bytes, n);
+    bool room = !fits || mp_exchange_hold(x, x->body.cap);
+    if (fits && room) return true;
+    if (!room)
+        refuse_crowded(&x->refused);
+    else if (n > x->body.limit - x->body.len)
         mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
     else
         mp_refuse(&x->refused, 503, "out_of_memory", NULL, "out of memory for the body");
     mp_buf_clear(&x->body);
+    mp_exchange_hold(x, 0);
     return true;
 }
 
@@ -348,6 +371,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **st
     mp_generate_end(x);
     mp_watch_deadline(x->watched, mp_now_ns() + IDLE_SECONDS * SECOND);
     mp_buf_clear(&x->body);
+    mp_exchange_hold(x, 0);
     mp_free(x);
     pthread_mutex_lock(&server->lock);
     server->n_exchanges--;
@@ -447,6 +471,8 @@ static void fill_defaults(mp_server *server) {
     if (!o->max_tokens) o->max_tokens = 16 << 20;
     if (!o->max_connections) o->max_connections = 4096;
     if (!o->max_body) o->max_body = 8 << 20;
+    if (!o->max_bodies) o->max_bodies = 512 << 20;
+    if (o->max_bodies < o->max_body) o->max_bodies = o->max_body;
     if (!o->silence_ms) o->silence_ms = 4000;
     if (!o->header_ms) o->header_ms = 10000;
     if (!o->body_ms) o->body_ms = 30000;
