@@ -294,6 +294,23 @@ static void routes_and_methods_are_named(void **state) {
     }
 }
 
+/* What the routes answer is tested against that file by a client; here, that none is missing. */
+static void routes_are_described(void **state) {
+    (void)state;
+    static char text[64 << 10];
+    FILE *file = fopen("docs/openapi.yaml", "r");
+    assert_non_null(file);
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    fclose(file);
+    uint32_t n;
+    const mp_route *routes = mp_routes(&n);
+    for (uint32_t i = 0; i < n; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "\n  %s:", routes[i].path);
+        if (!strstr(text, line)) fail_msg("%s is not in docs/openapi.yaml", routes[i].path);
+    }
+}
+
 /* A seat is taken by a stream that goes on until its client leaves. */
 static void a_full_queue_says_so(void **state) {
     (void)state;
@@ -456,6 +473,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_text_far_too_long_is_not_tokenized, setup, teardown),
         cmocka_unit_test_setup_teardown(a_key_has_its_own_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
+        cmocka_unit_test(routes_are_described),
         cmocka_unit_test_setup_teardown(a_full_queue_says_so, setup, teardown),
         cmocka_unit_test_setup_teardown(more_replies_than_the_server_ever_takes_are_a_bad_request, setup, teardown),
         cmocka_unit_test_setup_teardown(every_route_asks_for_a_key, setup, teardown),
