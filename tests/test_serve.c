@@ -400,6 +400,20 @@ static void every_route_asks_for_a_key(void **state) {
     start(&again);
 }
 
+static void no_memory_is_no_unknown_key(void **state) {
+    (void)state;
+    mp_keys *keys = read_keys("secret-one-1 alice\n");
+    const mp_key *key;
+    mp_mem_fail_at(1, false);
+    assert_false(mp_keys_find(keys, "secret-one-1", 12, &key));
+    mp_mem_fail_at(0, false);
+    assert_true(mp_keys_find(keys, "secret-one-1", 12, &key));
+    assert_non_null(key);
+    assert_true(mp_keys_find(keys, "secret-one-2", 12, &key));
+    assert_null(key);
+    mp_keys_free(keys);
+}
+
 static void a_key_has_its_own_limit(void **state) {
     (void)state;
     mp_keys *keys = read_keys("secret-one-1 alice\n");
@@ -471,6 +485,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(bad_bodies_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(what_does_not_fit_is_refused_with_its_numbers, setup, teardown),
         cmocka_unit_test_setup_teardown(a_text_far_too_long_is_not_tokenized, setup, teardown),
+        cmocka_unit_test(no_memory_is_no_unknown_key),
         cmocka_unit_test_setup_teardown(a_key_has_its_own_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
         cmocka_unit_test(routes_are_described),

@@ -371,6 +371,26 @@ static void note(void *user, mepic_log_level level, const char *message) {
     pthread_mutex_unlock(&log->lock);
 }
 
+/* Clients send what they do not use, too. */
+static void a_refused_field_may_ask_for_nothing(void **state) {
+    (void)state;
+    static const char *const fine[] = { "\"best_of\":1",       "\"min_tokens\":0", "\"bad_words\":[]",
+                                        "\"suffix\":\"\"",     "\"echo\":false",   "\"guided_regex\":\"\"",
+                                        "\"guided_json\":null" };
+    static const char *const refused[] = { "\"best_of\":2",         "\"best_of\":0",         "\"min_tokens\":1",
+                                           "\"bad_words\":[\"a\"]", "\"suffix\":\"a\"",      "\"echo\":true",
+                                           "\"guided_json\":{}",    "\"prompt_logprobs\":0", "\"allowed_token_ids\":[]",
+                                           "\"min_tokens\":{}",     "\"guided_json\":\"\"" };
+    for (size_t i = 0; i < sizeof fine / sizeof *fine; i++) {
+        json_decref(ask_for(completions, "{\"prompt\":\"x\",\"max_tokens\":1,%s}", fine[i]));
+    }
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        char body[128];
+        snprintf(body, sizeof body, "{\"prompt\":\"x\",\"max_tokens\":1,%s}", refused[i]);
+        json_decref(http_ask_json(port, "POST", completions, body, 400));
+    }
+}
+
 static void unknown_fields_are_one_line_of_log(void **state) {
     (void)state;
     noted log = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -406,6 +426,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_key_sees_its_own_chunks_only, setup, teardown),
         cmocka_unit_test_setup_teardown(public_documents_are_shared_by_all_keys, setup, teardown),
         cmocka_unit_test(bad_lists_of_public_documents_are_refused),
+        cmocka_unit_test_setup_teardown(a_refused_field_may_ask_for_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(unknown_fields_are_one_line_of_log, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

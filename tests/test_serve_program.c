@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -256,6 +257,86 @@ static void chat_talks_to_a_server(void **state) {
     assert_non_null(strstr(errors, "Connection refused"));
 }
 
+/* ---- The process ------------------------------------------------------------------------------------------------- */
+
+/* The next line of standard error with this word. */
+static const char *line_with(process *p, const char *word) {
+    static char line[4096];
+    do {
+        if (!fgets(line, sizeof line, p->err)) fail_msg("no line with '%s'", word);
+    } while (!strstr(line, word));
+    return line;
+}
+
+static void a_client_cannot_forge_a_line_of_log(void **state) {
+    (void)state;
+    process p;
+    SERVE(&p, ENGINE, "-v");
+    static const char body[] = "{\"prompt\":\"x\",\"logit_bias\":{\"1\\nforged\\u001b\\u009b\":1}}";
+    json_decref(http_ask_json(port, "POST", "/v1/completions", body, 400));
+    assert_non_null(strstr(line_with(&p, "is not a token id"), "'1?forged?"
+                                                               "?"
+                                                               "?'"));
+    kill(p.pid, SIGTERM);
+    assert_int_equal(end(&p), 0);
+}
+
+/* Starts the server behind a line of shell. */
+static void serve_after(process *p, const char *shell) {
+    const char *server_program = program;
+    char line[128];
+    snprintf(line, sizeof line, "%s; exec \"$0\" \"$@\"", shell);
+    program = "/bin/sh";
+    serve(p, (const char *const[]){ "-c", line, server_program, "serve", "--port", "0", ENGINE, NULL });
+    program = server_program;
+}
+
+static void connections_have_descriptors(void **state) {
+    (void)state;
+    process p;
+    char path[64], line[256] = "";
+    serve_after(&p, "ulimit -Sn 200");
+    snprintf(path, sizeof path, "/proc/%d/limits", (int)p.pid);
+    FILE *limits = fopen(path, "r");
+    assert_non_null(limits);
+    while (!strstr(line, "Max open files")) assert_non_null(fgets(line, sizeof line, limits));
+    fclose(limits);
+    assert_true(strtol(line + strlen("Max open files"), NULL, 10) > 200);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(end(&p), 0);
+    serve_after(&p, "ulimit -n 200");
+    line_with(&p, "200 open files are allowed and 4096 connections need");
+    kill(p.pid, SIGTERM);
+    assert_int_equal(end(&p), 0);
+}
+
+/* A model that never comes: a pipe that nobody writes to. */
+static void a_signal_ends_a_server_that_loads(void **state) {
+    (void)state;
+    process p;
+    char path[64], line[256] = "";
+    snprintf(path, sizeof path, "/tmp/mepic-pipe-%d", (int)getpid());
+    assert_int_equal(mkfifo(path, 0600), 0);
+    spawn(&p, (const char *const[]){ "serve", "-m", path, "--cache-dir", "none", NULL });
+    char name[64];
+    snprintf(name, sizeof name, "/proc/%d/status", (int)p.pid);
+    for (bool blocked = false; !blocked;) { // from here on the server wants to read them itself
+        FILE *status = fopen(name, "r");
+        assert_non_null(status);
+        while (fgets(line, sizeof line, status)) {
+            if (strncmp(line, "SigBlk:", 7) == 0) blocked = strtoull(line + 7, NULL, 16) >> (SIGTERM - 1) & 1;
+        }
+        fclose(status);
+    }
+    kill(p.pid, SIGTERM);
+    int status;
+    assert_int_equal(waitpid(p.pid, &status, 0), p.pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+    fclose(p.out);
+    fclose(p.err);
+    unlink(path);
+}
+
 /* ---- JSON lines ---------------------------------------------------------------------------------------------- */
 
 /* The next line of standard error, which must be one object with a time and a level; drop it. */
@@ -448,9 +529,15 @@ int main(int argc, char **argv) {
     }
     program = argv[1];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_options_are_named),          cmocka_unit_test(a_reply_is_what_run_gives),
-        cmocka_unit_test(chat_talks_to_a_server),         cmocka_unit_test(logs_are_objects),
-        cmocka_unit_test(a_signal_lets_replies_end),      cmocka_unit_test(a_second_signal_does_not_wait),
+        cmocka_unit_test(bad_options_are_named),
+        cmocka_unit_test(a_reply_is_what_run_gives),
+        cmocka_unit_test(chat_talks_to_a_server),
+        cmocka_unit_test(a_client_cannot_forge_a_line_of_log),
+        cmocka_unit_test(connections_have_descriptors),
+        cmocka_unit_test(a_signal_ends_a_server_that_loads),
+        cmocka_unit_test(logs_are_objects),
+        cmocka_unit_test(a_signal_lets_replies_end),
+        cmocka_unit_test(a_second_signal_does_not_wait),
         cmocka_unit_test(systemd_hears_of_start_and_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

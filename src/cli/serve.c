@@ -10,12 +10,20 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { N_SERVE_OPTIONS = 16, DRAIN_SECONDS = 30, REPLIES_DEFAULT = 1024 };
+enum {
+    N_SERVE_OPTIONS = 16,
+    DRAIN_SECONDS = 30,
+    REPLIES_DEFAULT = 1024,
+    CONNECTIONS_DEFAULT = 4096,
+    DESCRIPTORS_BESIDES = 256
+};
 static const uint64_t NS = 1000000000, FOREVER = UINT64_MAX;
 
 static const char usage_text[] =
@@ -140,6 +148,45 @@ static int catch_signals(void) {
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* While a model loads nobody reads the signals. This thread lets one do what it does to any program. */
+static void *let_signals_end(void *arg) {
+    (void)arg;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    while (pause() != 0) {
+    }
+    return NULL;
+}
+
+static mepic_status load(const serve_flags *f, mp_session *session, mepic_error *err) {
+    pthread_t thread;
+    bool started = pthread_create(&thread, NULL, let_signals_end, NULL) == 0; // without it, a signal waits
+    mepic_status status = mp_session_open(session, &f->engine, NULL, err);
+    if (started) {
+        pthread_cancel(thread);
+        pthread_join(thread, NULL);
+    }
+    return status;
+}
+
+/* Each connection is a descriptor, and many systems give 1,024 unless asked. */
+static void raise_descriptors(const serve_flags *f) {
+    struct rlimit limit;
+    rlim_t wanted = (rlim_t)f->max_connections + DESCRIPTORS_BESIDES;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+    limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+    mp_log_write(
+        &f->log, MEPIC_LOG_WARN,
+        "%llu open files are allowed and %u connections need %llu: raise the limit (ulimit -n, LimitNOFILE=), or "
+        "lower --max-connections",
+        (unsigned long long)limit.rlim_cur, f->max_connections, (unsigned long long)wanted);
+}
+
 static bool take_signal(int fd) {
     struct signalfd_siginfo info;
     return read(fd, &info, sizeof info) == (ssize_t)sizeof info;
@@ -206,7 +253,9 @@ static int serve(const serve_flags *f, mp_session *session, const serve_files *f
 }
 
 int mp_cli_serve(int argc, char **argv) {
-    serve_flags f = { .port = 8080, .max_replies = REPLIES_DEFAULT, .drain = DRAIN_SECONDS };
+    serve_flags f = {
+        .port = 8080, .max_replies = REPLIES_DEFAULT, .max_connections = CONNECTIONS_DEFAULT, .drain = DRAIN_SECONDS
+    };
     const mp_option_group groups[] = { serve_group(&f), mp_engine_flags_group(&f.engine) };
     int result;
     if (!mp_settings_begin(&f.settings, "serve", usage_text, groups, 2, argc, argv, &result)) return result;
@@ -219,8 +268,9 @@ int mp_cli_serve(int argc, char **argv) {
     mepic_error err;
     mepic_status status = read_files(&f, &files, &err);
     int signals = catch_signals();
+    raise_descriptors(&f);
     mp_session session;
-    if (status == MEPIC_OK) status = mp_session_open(&session, &f.engine, NULL, &err);
+    if (status == MEPIC_OK) status = load(&f, &session, &err);
     if (status == MEPIC_OK) {
         result = serve(&f, &session, &files, signals);
         mp_session_close(&session);

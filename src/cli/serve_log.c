@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+enum { LINE_CAP = 2048 };
+
 static const char *const level_names[] = { "error", "warn", "info", "debug" };
 
 static void add(json_t *object, const char *name, uint64_t value) {
@@ -43,12 +45,24 @@ static void write_line(const mp_serve_log *log, json_t *line) {
     mp_buf_clear(&text);
 }
 
+/* Messages quote what clients sent: a line break would forge a line, an escape speak to a terminal. */
+static void write_plain(const mp_serve_log *log, char *line) {
+    for (unsigned char *c = (unsigned char *)line; *c; c++) {
+        bool control = *c < ' ' || *c == 0x7f, high = *c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0;
+        if (control || high) *c = '?';
+        if (high) *++c = '?';
+    }
+    fprintf(log->file, "mepic serve: %s\n", line);
+    fflush(log->file);
+}
+
 void mp_serve_log_write(void *user, mepic_log_level level, const char *message) {
     const mp_serve_log *log = user;
     if (level > (log->json ? MEPIC_LOG_INFO : MEPIC_LOG_WARN) && !log->verbose) return;
     if (!log->json) {
-        fprintf(log->file, "mepic serve: %s\n", message);
-        fflush(log->file);
+        char text[LINE_CAP];
+        snprintf(text, sizeof text, "%s", message);
+        write_plain(log, text);
         return;
     }
     json_t *line = open_line(level, "message");
@@ -66,15 +80,15 @@ static mepic_log_level level_of(const mp_record *r) {
 
 static void write_text(const mp_serve_log *log, const mp_record *r) {
     if (!r->end) return;
-    char tokens[96] = "";
+    char tokens[96] = "", line[LINE_CAP];
     if (r->replies > 0) {
         snprintf(tokens, sizeof tokens, ", prompt %llu tokens (%u cached), reply %u",
                  (unsigned long long)r->prompt_tokens, r->usage.prefix_tokens + r->usage.chunk_tokens,
                  r->usage.completion_tokens);
     }
-    fprintf(log->file, "mepic serve: %s %s %u%s, %.3f s%s%s\n", r->id, r->path ? r->path : "-", r->status, tokens,
-            (double)r->total_ns * 1e-9, r->error ? ": " : "", r->error ? r->error : "");
-    fflush(log->file);
+    snprintf(line, sizeof line, "%s %s %u%s, %.3f s%s%s", r->id, r->path ? r->path : "-", r->status, tokens,
+             (double)r->total_ns * 1e-9, r->error ? ": " : "", r->error ? r->error : "");
+    write_plain(log, line);
 }
 
 static void add_end(json_t *line, const mp_record *r) {

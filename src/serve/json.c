@@ -224,6 +224,15 @@ static bool read_whole(const json_t *value, const char *path, const mp_field *fi
     return true;
 }
 
+/* Clients send fields they do not use with the value that leaves them out. */
+static bool asks_for_nothing(const json_t *value, const mp_field *field) {
+    double number = json_number_value(value);
+    if (json_is_false(value) || field->low > field->high) return json_is_false(value);
+    return (json_is_number(value) && number >= field->low && number <= field->high) ||
+           (json_is_string(value) && json_string_length(value) == 0) ||
+           (json_is_array(value) && json_array_size(value) == 0);
+}
+
 static bool read_field(const json_t *value, const char *path, const mp_field *field, void *out, mp_api_error *err) {
     char *to = (char *)out + field->offset;
     int64_t whole;
@@ -247,7 +256,7 @@ static bool read_field(const json_t *value, const char *path, const mp_field *fi
     case MP_FIELD_OTHER: *(const json_t **)to = value; return true;
     case MP_FIELD_IGNORED: return true;
     case MP_FIELD_REFUSED:
-        if (json_is_false(value)) return true;
+        if (asks_for_nothing(value, field)) return true;
         return mp_refuse(err, 400, "unsupported", field->name, "'%s%s' is not supported%s", path, field->name,
                          field->why ? field->why : "; leave it out");
     }

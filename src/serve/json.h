@@ -33,14 +33,14 @@ typedef enum mp_field_kind {
     MP_FIELD_REAL,    /* double in low..high */
     MP_FIELD_OTHER,   /* kept as const json_t *, read by the caller */
     MP_FIELD_IGNORED, /* without effect on a reply */
-    MP_FIELD_REFUSED, /* has an effect that is not there yet: 400 unless null or false; `why` is the sentence's end */
+    MP_FIELD_REFUSED, /* has an effect that is not there yet: 400 unless it asks for none; `why` ends the sentence */
 } mp_field_kind;
 
 typedef struct mp_field {
     const char *name;
     mp_field_kind kind;
     size_t offset;
-    double low, high;
+    double low, high; /* of a refused one: numbers that ask for nothing; low > high: only null and false do */
     const char *why;
 } mp_field;
 

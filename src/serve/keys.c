@@ -59,7 +59,9 @@ static mepic_status add_line(mp_keys *keys, const char *path, uint32_t number, c
         snprintf(name, sizeof name, "%s", given);
     else
         snprintf(name, sizeof name, "key %u", keys->n + 1);
-    if (mp_keys_find(keys, from, n)) {
+    const mp_key *before;
+    if (!mp_keys_find(keys, from, n, &before)) return mp_fail_nomem(err, path, sizeof *grown);
+    if (before) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: this key was given before", path, number);
     }
     if (!fill_key(&keys->items[keys->n], from, n, name)) return mp_fail_nomem(err, path, sizeof *grown);
@@ -103,14 +105,14 @@ uint32_t mp_keys_count(const mp_keys *keys) {
     return keys->n;
 }
 
-const mp_key *mp_keys_find(const mp_keys *keys, const char *presented, size_t len) {
+bool mp_keys_find(const mp_keys *keys, const char *presented, size_t len, const mp_key **out) {
     mp_digest digest;
-    if (!digest_of("mepic/key", presented, len, &digest)) return NULL;
-    const mp_key *found = NULL;
+    *out = NULL;
+    if (!digest_of("mepic/key", presented, len, &digest)) return false;
     for (uint32_t i = 0; i < keys->n; i++) {
         unsigned difference = 0;
         for (size_t k = 0; k < sizeof digest.bytes; k++) difference |= digest.bytes[k] ^ keys->items[i].digest.bytes[k];
-        if (difference == 0) found = &keys->items[i];
+        if (difference == 0) *out = &keys->items[i];
     }
-    return found;
+    return true;
 }

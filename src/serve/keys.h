@@ -24,7 +24,7 @@ typedef struct mp_keys mp_keys;
 mepic_status mp_keys_read(const char *path, mp_keys **out, mepic_error *err);
 void mp_keys_free(mp_keys *keys); /* NULL is a no-op */
 uint32_t mp_keys_count(const mp_keys *keys);
-/* NULL: there is no such key. */
-const mp_key *mp_keys_find(const mp_keys *keys, const char *presented, size_t len);
+/* *out NULL: there is no such key. False: out of memory. */
+bool mp_keys_find(const mp_keys *keys, const char *presented, size_t len, const mp_key **out);
 
 #endif

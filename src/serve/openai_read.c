@@ -25,6 +25,9 @@ enum { TOKENS_MAX = 1 << 24 };
     { name, MP_FIELD_IGNORED, 0, 0, 0, NULL }
 #define REFUSED(name, why)                                                                                             \
     { name, MP_FIELD_REFUSED, 0, 0, 0, why }
+/* Nothing there is something else than no field. */
+#define REFUSED_EMPTY(name, why)                                                                                       \
+    { name, MP_FIELD_REFUSED, 0, 1, 0, why }
 #define CONSTRAINED MP_NOT_CONSTRAINED
 
 /* clang-format off */
@@ -40,12 +43,13 @@ enum { TOKENS_MAX = 1 << 24 };
     { "top_k", MP_FIELD_INTEGER, AT(top_k), -1, TOKENS_MAX, NULL }, \
     IGNORED("user"), IGNORED("metadata"), IGNORED("store"), IGNORED("service_tier"), IGNORED("safety_identifier"), \
     IGNORED("prompt_cache_key"), IGNORED("prompt_cache_retention"), IGNORED("cache_prompt"), \
-    REFUSED("grammar", CONSTRAINED), REFUSED("json_schema", CONSTRAINED), REFUSED("structured_outputs", CONSTRAINED), \
-    REFUSED("guided_json", CONSTRAINED), REFUSED("guided_regex", CONSTRAINED), \
-    REFUSED("guided_choice", CONSTRAINED), REFUSED("guided_grammar", CONSTRAINED), \
-    REFUSED("min_tokens", NULL), REFUSED("bad_words", NULL), REFUSED("allowed_token_ids", NULL), \
-    REFUSED("include_stop_str_in_output", NULL), REFUSED("prompt_logprobs", NULL), \
-    REFUSED("truncate_prompt_tokens", NULL), REFUSED("use_beam_search", NULL)
+    REFUSED("grammar", CONSTRAINED), REFUSED_EMPTY("json_schema", CONSTRAINED), \
+    REFUSED_EMPTY("structured_outputs", CONSTRAINED), REFUSED_EMPTY("guided_json", CONSTRAINED), \
+    REFUSED("guided_regex", CONSTRAINED), REFUSED_EMPTY("guided_choice", CONSTRAINED), \
+    REFUSED("guided_grammar", CONSTRAINED), REFUSED("min_tokens", NULL), REFUSED("bad_words", NULL), \
+    REFUSED_EMPTY("allowed_token_ids", NULL), REFUSED("include_stop_str_in_output", NULL), \
+    REFUSED_EMPTY("prompt_logprobs", NULL), REFUSED_EMPTY("truncate_prompt_tokens", NULL), \
+    REFUSED("use_beam_search", NULL)
 
 static const mp_field chat_fields[] = {
     COMMON_FIELDS, OTHER(messages), FLAG(logprobs), COUNT(top_logprobs, 0, 20),
@@ -57,7 +61,7 @@ static const mp_field chat_fields[] = {
 };
 static const mp_field completion_fields[] = {
     COMMON_FIELDS, OTHER(prompt), { "logprobs", MP_FIELD_COUNT, AT(top_logprobs), 0, 20, NULL },
-    REFUSED("echo", NULL), REFUSED("suffix", NULL), REFUSED("best_of", "; use n"),
+    REFUSED("echo", NULL), REFUSED("suffix", NULL), { "best_of", MP_FIELD_REFUSED, 0, 1, 1, "; use n" },
 };
 static const mp_field stream_fields[] = {
     FLAG(include_usage), IGNORED("continuous_usage_stats"), IGNORED("include_obfuscation"),

@@ -238,7 +238,9 @@ static bool check_key(mp_exchange *x, mp_api_error *err) {
     if (!given) {
         return mp_refuse(err, 401, "missing_api_key", NULL, "no API key; send the header 'Authorization: Bearer KEY'");
     }
-    x->key = mp_keys_find(keys, given, strlen(given));
+    if (!mp_keys_find(keys, given, strlen(given), &x->key)) {
+        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for the API key");
+    }
     return x->key || mp_refuse(err, 401, "invalid_api_key", NULL, "the API key is not known here");
 }
 
