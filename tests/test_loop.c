@@ -43,7 +43,9 @@ static void wake_reader(void *connection) {
 
 /* A feed whose reader waits already. */
 static void open_reader(world *w, reader *r, void (*then)(reader *), mepic_request request) {
-    const mp_feed_reader callbacks = { .pause = pause_reader, .wake = wake_reader, .connection = r, .limit = 1 << 20 };
+    const mp_feed_reader callbacks = {
+        .pause = pause_reader, .wake = wake_reader, .connection = r, .limit = 1 << 20, .most = 1 << 20
+    };
     mp_generation *generation;
     mp_api_error err;
     *r = (reader){ .world = w, .then = then };

@@ -164,7 +164,9 @@ static void waiting_in_front_of_the_engine_is_waiting(void **state) {
 
 static void a_slow_reader_is_cancelled(void **state) {
     (void)state;
-    open_long(NULL, 8);
+    mp_server_options options = default_options();
+    options.stuck_ms = 1;
+    open_long(&options, 8);
     http_client c;
     http_open_small(&c, port, 4096);
     http_send_request(&c, "POST", "/v1/completions", "Connection: close\r\n",
@@ -183,6 +185,27 @@ static void a_slow_reader_is_cancelled(void **state) {
     read_stream(&c, &s); // what was written before, and then the reason
     assert_true(s.done);
     assert_string_equal(text_at(s.last, "error/code"), "slow_reader");
+    json_decref(s.last);
+    http_close(&c);
+    close_long();
+}
+
+/* Nothing is read before the end of all eight: what one reply may leave behind would be too little for them. */
+static void a_reader_of_many_replies_may_leave_more_behind(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    http_client c;
+    http_open_small(&c, port, 4096);
+    http_send_request(
+        &c, "POST", "/v1/completions", "Connection: close\r\n",
+        "{\"prompt\":\"x\",\"n\":8,\"logprobs\":20,\"max_tokens\":500,\"ignore_eos\":true,\"stream\":true}");
+    char head[4096];
+    assert_int_equal(http_read_head(&c, head, sizeof head), 200);
+    wait_until_idle();
+    static stream s;
+    read_stream(&c, &s);
+    assert_true(s.done);
+    assert_string_equal(text_at(s.last, "choices/0/finish_reason"), "length");
     json_decref(s.last);
     http_close(&c);
     close_long();
@@ -392,6 +415,7 @@ int main(void) {
         cmocka_unit_test(comments_go_by_time_and_not_by_events),
         cmocka_unit_test(waiting_in_front_of_the_engine_is_waiting),
         cmocka_unit_test(a_slow_reader_is_cancelled),
+        cmocka_unit_test(a_reader_of_many_replies_may_leave_more_behind),
         cmocka_unit_test(a_request_that_never_ends_is_cut_off),
         cmocka_unit_test(more_log_probabilities_than_a_body_holds_are_refused),
         cmocka_unit_test(log_probabilities_do_not_grow_for_ever),

@@ -72,7 +72,7 @@ struct mp_exchange {
     mp_feed *feed;
     mp_writer *writer;
     mp_buf taken, out;
-    size_t out_sent;
+    size_t taken_at, out_sent;
     uint64_t written_ns; /* of a stream: when there was something to send */
     bool streaming, accepted, ended, gone;
 };

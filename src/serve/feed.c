@@ -15,6 +15,7 @@ struct mp_feed_shared {
     bool paused, poked;
     atomic_bool left;   /* set under the lock, read anywhere */
     uint64_t paused_ns; /* when */
+    uint64_t moved_ns;  /* when the reader was last woken, or got rid of something */
     mp_api_error error;
 };
 
@@ -43,7 +44,8 @@ mepic_status mp_feed_open(mp_generation *generation, const mp_feed_reader *reade
     for (uint32_t i = 0; i < n; i++) choices[i] = (mp_choice){ .feed = feed, .index = i };
     atomic_init(&shared->references, 1);
     shared->reader = *reader;
-    shared->events.limit = reader->limit;
+    shared->events.limit = reader->most;
+    shared->moved_ns = mp_now_ns();
     *feed = (mp_feed){ .generation = generation, .choices = choices, .n_choices = n, .shared = shared };
     *out = feed;
     return MEPIC_OK;
@@ -67,7 +69,10 @@ void mp_feed_drop(mp_feed *feed) {
  * it: so it is safe to do so after unlocking, and the connection's own lock is taken inside this one by pause only. */
 static void unlock_and_wake(struct mp_feed_shared *s, bool wake) {
     wake = wake && s->paused;
-    if (wake) s->paused = false;
+    if (wake) {
+        s->paused = false;
+        s->moved_ns = mp_now_ns();
+    }
     pthread_mutex_unlock(&s->lock);
     if (wake) s->reader.wake(s->reader.connection);
 }
@@ -115,16 +120,21 @@ static bool append_event(mp_buf *events, uint32_t choice, const mepic_event *eve
     return ok;
 }
 
+/* More waits than a reader may leave behind that does not move. Who is paused waits for us. */
+static bool is_stuck(const struct mp_feed_shared *s) {
+    return !s->paused && s->events.len >= s->reader.limit && mp_now_ns() - s->moved_ns >= s->reader.patience_ns;
+}
+
 bool mp_feed_push(mp_feed *feed, uint32_t choice, const mepic_event *event) {
     struct mp_feed_shared *s = feed->shared;
     bool ok = true, done = event->kind == MEPIC_EVENT_DONE;
     pthread_mutex_lock(&s->lock);
     if (done) s->n_done++;
     if (!s->left && !s->error.status) {
-        ok = append_event(&s->events, choice, event);
+        ok = !is_stuck(s) && append_event(&s->events, choice, event);
         if (!ok) {
             mp_refuse(&s->error, 503, "slow_reader", NULL,
-                      "the reply was cancelled: %zu bytes of it wait to be read, the most that are kept",
+                      "the reply was cancelled: %zu bytes of it wait to be read and its reader does not keep up",
                       s->events.len);
         }
     }
@@ -180,6 +190,13 @@ mp_feed_state mp_feed_ready(mp_feed *feed, mp_api_error *err) {
     mp_feed_state state = look(feed, err);
     pthread_mutex_unlock(&feed->shared->lock);
     return state;
+}
+
+void mp_feed_moved(mp_feed *feed) {
+    struct mp_feed_shared *s = feed->shared;
+    pthread_mutex_lock(&s->lock);
+    s->moved_ns = mp_now_ns();
+    pthread_mutex_unlock(&s->lock);
 }
 
 static const void *read_padded(const mp_buf *taken, size_t *offset, size_t n) {

@@ -1,8 +1,8 @@
 /* A feed carries one HTTP request's replies from the thread that owns the engine to the HTTP thread that writes them.
  *
- * The engine's side pushes events and never waits: they are bytes in a bounded buffer, and a reader that lets it fill
- * up loses the request, not the engine's time. The HTTP side takes everything there is at once; when there is nothing,
- * it pauses its connection under the feed's lock, so the wake that follows cannot come before the pause.
+ * The engine's side pushes events and never waits: they are bytes in a bounded buffer, and a reader that is stuck and
+ * lets it fill up loses the request, not the engine's time. The HTTP side takes everything there is at once; when there
+ * is nothing, it pauses its connection under the feed's lock, so the wake that follows cannot come before the pause.
  *
  *     HTTP thread   open ... mp_loop_submit ... ready or take, paused in between ... leave
  *     loop          started ... push ... (each choice ends with a DONE event, or the feed fails as a whole)
@@ -31,8 +31,10 @@ typedef struct mp_feed_reader {
     void (*pause)(void *connection);
     void (*wake)(void *connection);
     void *connection;
-    size_t limit;   /* bytes of events that may wait; past it the feed fails */
-    size_t wake_at; /* a paused reader is woken at so many bytes, or at the end; 0: at the first event */
+    size_t limit;         /* bytes of events that may wait for a reader who has not moved for patience_ns: */
+    uint64_t patience_ns; /* past it the feed fails */
+    size_t most;          /* past so many it fails in any case */
+    size_t wake_at;       /* a paused reader is woken at so many bytes, or at the end; 0: at the first event */
 } mp_feed_reader;
 
 /* Owned by the loop, but for what its comments say. */
@@ -58,8 +60,8 @@ void mp_feed_drop(mp_feed *feed);
 /* Notes the engine's id. False: the reader has left, cancel it. */
 bool mp_feed_started(mp_feed *feed, mp_choice *choice, mepic_request_id id);
 bool mp_feed_left(mp_feed *feed);
-/* False: the buffer is full (or memory is); the feed has failed, its requests should be cancelled. Events of a feed
- * that has failed or was left are dropped. */
+/* False: too much waits, or there is no memory; the feed has failed, its requests should be cancelled. Events of a
+ * feed that has failed or was left are dropped. */
 bool mp_feed_push(mp_feed *feed, uint32_t choice, const mepic_event *event);
 /* Ends the feed with an error behind the events that wait. The first one counts. */
 void mp_feed_fail(mp_feed *feed, const mp_api_error *error);
@@ -77,6 +79,9 @@ typedef enum mp_feed_state {
 mp_feed_state mp_feed_take(mp_feed *feed, mp_buf *taken, mp_api_error *err);
 /* What take would say, without taking. */
 mp_feed_state mp_feed_ready(mp_feed *feed, mp_api_error *err);
+
+/* The reader got rid of something that it had taken: it is not stuck. */
+void mp_feed_moved(mp_feed *feed);
 
 /* An event as it was pushed. The pointers lead into the buffer it was read from. */
 typedef struct mp_feed_event {

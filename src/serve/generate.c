@@ -7,8 +7,9 @@
 
 enum {
     OUT_MAX = 64 << 20,
-    STREAM_WAITING_MAX = 256 << 10, /* bytes of events that a slow reader may leave behind */
-    BODY_WAITING_MAX = 16 << 20,    /* nobody reads a body before its end: only this thread can be late */
+    STREAM_WAITING_MAX = 256 << 10, /* bytes of a reply's events that a reader who is stuck may leave behind */
+    WAITING_MAX = 16 << 20,         /* of all replies, and of a body: there only this thread can be late */
+    STREAM_OUT = 64 << 10,          /* bytes of a stream that are made at once, and an event's */
     BODY_WAKE_AT = 64 << 10,
 };
 
@@ -53,11 +54,14 @@ static bool begin(mp_exchange *x, mp_api_error *err) {
         return false;
     }
     x->streaming = generation->stream;
+    size_t waiting_max = (size_t)mp_generation_choices(generation) * STREAM_WAITING_MAX;
     const mp_feed_reader reader = {
         .pause = pause_connection,
         .wake = wake_connection,
         .connection = x->connection,
-        .limit = x->streaming ? STREAM_WAITING_MAX : BODY_WAITING_MAX,
+        .limit = x->streaming && waiting_max < WAITING_MAX ? waiting_max : WAITING_MAX,
+        .patience_ns = server->options.stuck_ms * UINT64_C(1000000),
+        .most = WAITING_MAX,
         .wake_at = x->streaming ? 0 : BODY_WAKE_AT,
     };
     if (mp_feed_open(generation, &reader, &x->feed, &why) != MEPIC_OK) {
@@ -105,11 +109,10 @@ static bool cut(mp_exchange *x, size_t before) {
     return false;
 }
 
-/* Hands what was taken to the writer. */
-static bool write_events(mp_exchange *x) {
-    size_t offset = 0;
+/* Hands what was taken to the writer, until there is `enough` to send. */
+static bool write_events(mp_exchange *x, size_t enough) {
     mp_feed_event event;
-    while (mp_feed_event_next(&x->taken, &offset, &event)) {
+    while (x->out.len < enough && mp_feed_event_next(&x->taken, &x->taken_at, &event)) {
         count_event(&x->usage, &event);
         size_t before = x->out.len;
         if (!x->route->dialect->event(x->writer, &event, &x->out)) return cut(x, before);
@@ -142,7 +145,8 @@ static enum MHD_Result answer_body(mp_exchange *x) {
         case MP_FEED_PAUSED: return MHD_YES;
         case MP_FEED_POKED: continue;
         case MP_FEED_MORE:
-            if (!write_events(x)) return lose_body(x);
+            x->taken_at = 0;
+            if (!write_events(x, SIZE_MAX)) return lose_body(x);
             continue;
         case MP_FEED_FAILED: return fail_begun(x, &err);
         case MP_FEED_END:
@@ -161,17 +165,24 @@ static void keep_alive(mp_exchange *x, uint64_t now) {
     if (x->out.len > 0) x->written_ns = now;
 }
 
+/* From the feed, when all that was taken before is written. */
+static mp_feed_state take_more(mp_exchange *x, mp_api_error *err) {
+    if (x->taken_at < x->taken.len) return MP_FEED_MORE;
+    x->taken_at = 0;
+    return mp_feed_take(x->feed, &x->taken, err);
+}
+
 /* Puts what is there into `out`. False: nothing is, the connection was paused. */
 static bool fill_stream(mp_exchange *x) {
     const mp_dialect *dialect = x->route->dialect;
     mp_api_error err;
     uint64_t now = mp_now_ns();
     x->out.len = x->out_sent = 0;
-    switch (mp_feed_take(x->feed, &x->taken, &err)) {
+    switch (take_more(x, &err)) {
     case MP_FEED_PAUSED: return false;
     case MP_FEED_POKED: keep_alive(x, now); return true;
     case MP_FEED_MORE:
-        if (write_events(x)) {
+        if (write_events(x, STREAM_OUT)) {
             keep_alive(x, now);
             return true;
         }
@@ -203,6 +214,7 @@ static ssize_t read_stream(void *cls, uint64_t position, char *to, size_t max) {
     size_t n = x->out.len - x->out_sent < max ? x->out.len - x->out_sent : max;
     memcpy(to, x->out.data + x->out_sent, n);
     x->out_sent += n;
+    mp_feed_moved(x->feed);
     return (ssize_t)n;
 }
 

@@ -476,6 +476,7 @@ static void fill_defaults(mp_server *server) {
     if (!o->max_bodies) o->max_bodies = 512 << 20;
     if (o->max_bodies < o->max_body) o->max_bodies = o->max_body;
     if (!o->silence_ms) o->silence_ms = 4000;
+    if (!o->stuck_ms) o->stuck_ms = 2000;
     if (!o->header_ms) o->header_ms = 10000;
     if (!o->body_ms) o->body_ms = 30000;
     if (!o->n_names) {

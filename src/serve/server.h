@@ -28,6 +28,7 @@ typedef struct mp_server_options {
     size_t max_body;          /* bytes; 0 = 8 MiB */
     size_t max_bodies;        /* bytes of all requests and replies together; 0 = 512 MiB. One body always fits */
     uint32_t silence_ms;      /* a stream that says nothing for so long gets a comment; 0 = 4000 */
+    uint32_t stuck_ms;        /* a stream's client may take nothing for so long, however much waits; 0 = 2000 */
     uint32_t header_ms;       /* from the connection to the end of the first headers; 0 = 10000 */
     uint32_t body_ms;         /* for a body, and a second more for each KiB of it that came; 0 = 30000 */
     const char *chunk_separator;  /* what stands between two of them in a request's text is a chunk; NULL = off */
