@@ -19,8 +19,7 @@ const char *mepic_status_name(mepic_status status) {
     return "UNKNOWN";
 }
 
-/* A cut message must still be UTF-8: drop a character whose end is missing. */
-static void trim_partial_character(char *s, size_t cap) {
+void mp_end_at_character(char *s, size_t cap) {
     size_t len = strlen(s);
     if (len + 1 < cap) return;
     size_t i = len;
@@ -38,7 +37,7 @@ mepic_status mp_fail(mepic_error *err, mepic_status status, const char *format, 
     va_start(args, format);
     vsnprintf(err->message, sizeof err->message, format, args);
     va_end(args);
-    trim_partial_character(err->message, sizeof err->message);
+    mp_end_at_character(err->message, sizeof err->message);
     /* Names from a file may hold anything; one sentence stays one line. */
     for (char *p = err->message; *p; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = ' ';

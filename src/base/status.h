@@ -21,6 +21,9 @@ mepic_status mp_fail_nomem(mepic_error *err, const char *what, size_t bytes);
 #define mp_fail_nomem(err, what, bytes) ((void)mp_fail_nomem(err, what, bytes), MEPIC_ERR_NOMEM)
 #endif
 
+/* Of a text that may have been cut at `cap` bytes, which must still be UTF-8: drops a character without its end. */
+void mp_end_at_character(char *text, size_t cap);
+
 /* Checked arithmetic on sizes: false on overflow, and *out is untouched. */
 bool mp_mul_size(size_t a, size_t b, size_t *out);
 bool mp_add_size(size_t a, size_t b, size_t *out);

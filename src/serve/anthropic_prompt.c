@@ -27,11 +27,6 @@ typedef struct builder {
     mp_api_error *err;
 } builder;
 
-static bool refuse_type(builder *b, const char *path, const json_t *value, const char *what) {
-    return mp_refuse(b->err, 400, "invalid_type", path, "'%s' is %s; it must be %s", path,
-                     value ? mp_json_kind(value) : "missing", what);
-}
-
 static bool is_type(const json_t *block, const char *type) {
     const json_t *given = json_object_get(block, "type");
     return json_is_string(given) && strcmp(json_string_value(given), type) == 0;
@@ -97,7 +92,7 @@ static bool append_field(builder *b, const json_t *block, const char *field, con
 
 /* [{"type": "text", "text": ...}], a line each. */
 static bool append_blocks(builder *b, const json_t *blocks, const char *path, mp_buf *out) {
-    if (!json_is_array(blocks)) return refuse_type(b, path, blocks, "an array of text blocks");
+    if (!json_is_array(blocks)) return mp_refuse_type(b->err, path, blocks, "an array of text blocks");
     for (size_t i = 0; i < json_array_size(blocks); i++) {
         char inside[TEXT_PATH + 24];
         snprintf(inside, sizeof inside, "%s[%zu]", path, i);
@@ -112,7 +107,7 @@ static bool append_source(builder *b, const json_t *block, const char *path, mp_
     const json_t *source = json_object_get(block, "source");
     char inside[TEXT_PATH];
     snprintf(inside, sizeof inside, "%s.source", path);
-    if (!json_is_object(source)) return refuse_type(b, inside, source, "an object");
+    if (!json_is_object(source)) return mp_refuse_type(b->err, inside, source, "an object");
     if (is_type(source, "text")) return append_field(b, source, "data", inside, "", true, out);
     if (!is_type(source, "content")) {
         return mp_refuse(b->err, 400, "unsupported", inside,
@@ -169,7 +164,7 @@ static bool add_block(builder *b, const json_t *block, const char *path, author 
 /* A string or blocks. */
 static bool add_content(builder *b, const json_t *content, const char *path, author by) {
     if (json_is_string(content)) return add_text(b, json_string_value(content), json_string_length(content), by);
-    if (!json_is_array(content)) return refuse_type(b, path, content, "a string or an array of blocks");
+    if (!json_is_array(content)) return mp_refuse_type(b->err, path, content, "a string or an array of blocks");
     for (size_t i = 0; i < json_array_size(content); i++) {
         char inside[INNER_PATH + 40];
         snprintf(inside, sizeof inside, "%s[%zu]", path, i);
@@ -235,7 +230,7 @@ static bool add_system(builder *b, const json_t *system) {
     if (json_is_string(system))
         ok = add_text(b, json_string_value(system), json_string_length(system), USER);
     else if (!json_is_array(system))
-        ok = refuse_type(b, "system", system, "a string or an array of text blocks");
+        ok = mp_refuse_type(b->err, "system", system, "a string or an array of text blocks");
     for (size_t i = 0; ok && json_is_array(system) && i < json_array_size(system); i++) {
         char path[MESSAGE_PATH];
         snprintf(path, sizeof path, "system[%zu]", i);
@@ -245,7 +240,7 @@ static bool add_system(builder *b, const json_t *system) {
 }
 
 static bool add_messages(builder *b, const json_t *messages) {
-    if (!json_is_array(messages)) return refuse_type(b, "messages", messages, "an array");
+    if (!json_is_array(messages)) return mp_refuse_type(b->err, "messages", messages, "an array");
     size_t n = json_array_size(messages);
     if (n == 0 || n > MESSAGES_MAX) {
         return mp_refuse(b->err, 400, "invalid_value", "messages", "'messages' has %zu items; it must have 1 to %d", n,
@@ -256,7 +251,7 @@ static bool add_messages(builder *b, const json_t *messages) {
         char path[MESSAGE_PATH], inside[BLOCK_PATH];
         snprintf(path, sizeof path, "messages[%zu]", i);
         snprintf(inside, sizeof inside, "%s.content", path);
-        if (!json_is_object(message)) return refuse_type(b, path, message, "an object");
+        if (!json_is_object(message)) return mp_refuse_type(b->err, path, message, "an object");
         const char *name = json_is_string(role) ? json_string_value(role) : "";
         bool user = strcmp(name, "user") == 0;
         if (!user && strcmp(name, "assistant") != 0) {

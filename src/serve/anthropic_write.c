@@ -32,7 +32,7 @@ bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, 
     if (!w || !content) {
         mp_free(w);
         json_decref(content);
-        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
+        return mp_refuse_memory(err, "a reply");
     }
     *w = (mp_writer){
         .api = api,
@@ -49,7 +49,7 @@ bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, 
     bool tools = json_array_size(r->tools) > 0 && !r->no_tools;
     if (tools && !mp_reply_parser_init(&w->parser, api->info->tool_format, r->tools, NULL)) {
         mp_anthropic_close(w);
-        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
+        return mp_refuse_memory(err, "a reply");
     }
     *out = w;
     return true;

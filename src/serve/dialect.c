@@ -19,7 +19,7 @@ const char *mp_api_model(const mp_api *api, const json_t *model) {
 bool mp_api_check_model(const mp_api *api, const json_t *model, mp_api_error *err) {
     if (!model || (json_is_string(model) && json_string_length(model) == 0)) return true;
     if (!json_is_string(model)) {
-        return mp_refuse(err, 400, "invalid_type", "model", "'model' is %s; it must be a string", mp_json_kind(model));
+        return mp_refuse_type(err, "model", model, "a string");
     }
     const char *name = mp_api_model(api, model);
     if (strcmp(name, json_string_value(model)) == 0) return true;
@@ -45,7 +45,7 @@ bool mp_api_read_stops(const json_t *stop, const char *name, mp_generation *g, m
                              STOP_BYTES_MAX);
         }
         g->stops[i] = mp_strndup(json_string_value(item), len);
-        if (!g->stops[i]) return mp_refuse(err, 503, "out_of_memory", name, "out of memory for '%s'", name);
+        if (!g->stops[i]) return mp_refuse_memory(err, name);
         g->request.n_stop++;
     }
     return true;

@@ -6,27 +6,22 @@
 
 #include "serve/json.h"
 
-/* Cuts a text that snprintf cut, at a character boundary. */
-static void end_at_character(char *text, size_t cap) {
-    size_t n = strlen(text);
-    if (n + 1 < cap) return;
-    while (n > 0 && ((unsigned char)text[n - 1] & 0xc0) == 0x80) n--;
-    if (n > 0 && (unsigned char)text[n - 1] >= 0xc0) n--;
-    text[n] = 0;
-}
-
 #undef mp_refuse
 bool mp_refuse(mp_api_error *err, uint32_t status, const char *code, const char *param, const char *format, ...) {
     *err = (mp_api_error){ .status = status, .code = code };
     snprintf(err->param, sizeof err->param, "%s", param ? param : "");
-    end_at_character(err->param, sizeof err->param);
+    mp_end_at_character(err->param, sizeof err->param);
     va_list args;
     va_start(args, format);
     vsnprintf(err->message, sizeof err->message, format, args);
     va_end(args);
-    end_at_character(err->message, sizeof err->message);
+    mp_end_at_character(err->message, sizeof err->message);
     if (status == 429 || status == 503) err->retry_after = 1;
     return false;
+}
+
+bool mp_refuse_memory(mp_api_error *err, const char *what) {
+    return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for %s", what);
 }
 
 bool mp_refuse_engine(mp_api_error *err, const mepic_error *engine_error) {

@@ -22,6 +22,8 @@ bool mp_refuse(mp_api_error *err, uint32_t status, const char *code, const char 
 #ifdef __clang_analyzer__
 #define mp_refuse(err, ...) ((void)mp_refuse(err, __VA_ARGS__), false)
 #endif
+/* A 503: "out of memory for WHAT". */
+bool mp_refuse_memory(mp_api_error *err, const char *what);
 /* The same for what the engine says. */
 bool mp_refuse_engine(mp_api_error *err, const mepic_error *engine_error);
 /* "invalid_request_error", "authentication_error", ...: by status. */

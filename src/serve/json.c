@@ -71,6 +71,11 @@ const char *mp_json_kind(const json_t *value) {
     return "a value";
 }
 
+bool mp_refuse_type(mp_api_error *err, const char *path, const json_t *value, const char *what) {
+    return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be %s", path,
+                     value ? mp_json_kind(value) : "missing", what);
+}
+
 /* ---- Out --------------------------------------------------------------------------------------------------------- */
 
 /* What stands between the items of a list, and between a name and its value. */
@@ -206,7 +211,7 @@ static bool fail_field(const char *path, const mp_field *field, const json_t *va
                        mp_api_error *err) {
     char name[96];
     snprintf(name, sizeof name, "%s%s", path, field->name);
-    return mp_refuse(err, 400, "invalid_type", name, "'%s' is %s; it must be %s", name, mp_json_kind(value), what);
+    return mp_refuse_type(err, name, value, what);
 }
 
 static bool fail_range(const char *path, const mp_field *field, mp_api_error *err) {

@@ -26,6 +26,9 @@ json_t *mp_json_text(const char *bytes, size_t n);
 /* What a value is, for messages: "a string". */
 const char *mp_json_kind(const json_t *value);
 
+/* A 400: the value at `path` (NULL: it is missing) is not what it must be. */
+bool mp_refuse_type(mp_api_error *err, const char *path, const json_t *value, const char *what);
+
 typedef enum mp_field_kind {
     MP_FIELD_BOOL,    /* bool */
     MP_FIELD_COUNT,   /* uint32_t in low..high */

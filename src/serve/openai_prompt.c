@@ -12,11 +12,6 @@ enum { MESSAGES_MAX = 8192, PATH_CAP = 64, INSIDE_CAP = PATH_CAP + 48 };
 
 /* ---- Chat -------------------------------------------------------------------------------------------------------- */
 
-static bool refuse_type(const char *path, const json_t *value, const char *what, mp_api_error *err) {
-    return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be %s", path,
-                     value ? mp_json_kind(value) : "missing", what);
-}
-
 static const char *role_of(const json_t *message, const char *path, mp_api_error *err) {
     static const char *const roles[][2] = { { "system", "system" },
                                             { "developer", "system" },
@@ -84,7 +79,7 @@ static bool add_calls(mp_prompt_draft *draft, const json_t *message, const char 
         char inside[INSIDE_CAP];
         snprintf(inside, sizeof inside, "%s.tool_calls[%zu].function", path, i);
         const json_t *call = json_array_get(calls, i), *function = json_object_get(call, "function");
-        if (!json_is_object(function)) return refuse_type(inside, function, "an object", err);
+        if (!json_is_object(function)) return mp_refuse_type(err, inside, function, "an object");
         const json_t *name = json_object_get(function, "name"), *arguments = json_object_get(function, "arguments");
         if (!mp_tools_add_call(draft, name, json_object_get(call, "id"), arguments, inside, err)) return false;
     }
@@ -98,7 +93,7 @@ static bool add_messages(mp_prompt_draft *draft, const mp_api *api, const mp_ope
         const json_t *message = json_array_get(request->messages, i);
         char path[PATH_CAP];
         snprintf(path, sizeof path, "messages[%zu]", i);
-        if (!json_is_object(message)) return refuse_type(path, message, "an object", err);
+        if (!json_is_object(message)) return mp_refuse_type(err, path, message, "an object");
         const char *role = role_of(message, path, err), *opening = "";
         if (!role) return false;
         if (documents && strcmp(role, "user") == 0) {
@@ -131,13 +126,13 @@ static bool add_prompt(mp_generation *generation, const mp_api *api, const mp_pr
 bool mp_openai_chat_prompt(const mp_api *api, const mp_openai_request *request, mp_generation *generation,
                            mp_api_error *err) {
     const json_t *messages = request->messages;
-    if (!json_is_array(messages)) return refuse_type("messages", messages, "an array", err);
+    if (!json_is_array(messages)) return mp_refuse_type(err, "messages", messages, "an array");
     if (json_array_size(messages) == 0 || json_array_size(messages) > MESSAGES_MAX) {
         return mp_refuse(err, 400, "invalid_value", "messages", "'messages' has %zu items; it must have 1 to %d",
                          json_array_size(messages), MESSAGES_MAX);
     }
     if (request->documents && !json_is_array(request->documents)) {
-        return refuse_type("documents", request->documents, "an array", err);
+        return mp_refuse_type(err, "documents", request->documents, "an array");
     }
     mp_prompt_draft draft = { 0 };
     bool ok = (request->no_tools || mp_tools_read_openai(&draft, request->tools, err)) &&
@@ -169,7 +164,8 @@ static bool add_text_prompt(const mp_api *api, const mp_openai_request *request,
         ok = ids && (mp_draft_add(&draft, (mepic_segment){ .tokens = ids, .n_tokens = n }) ||
                      mp_refuse_memory(err, "a prompt"));
     } else if (ok) {
-        ok = refuse_type(path, prompt, documents ? "a string when there are documents" : "a string or token ids", err);
+        ok = mp_refuse_type(err, path, prompt,
+                            documents ? "a string when there are documents" : "a string or token ids");
     }
     ok = ok && add_prompt(generation, api, &draft, ids != NULL, err);
     mp_free(ids);

@@ -140,8 +140,7 @@ static bool read_stream_options(mp_openai_request *r, mp_buf *unknown, mp_api_er
     const json_t *options = r->stream_options;
     if (!options) return true;
     if (!json_is_object(options)) {
-        return mp_refuse(err, 400, "invalid_type", "stream_options", "'stream_options' is %s; it must be an object",
-                         mp_json_kind(options));
+        return mp_refuse_type(err, "stream_options", options, "an object");
     }
     return mp_fields_read(options, "stream_options.", stream_fields, N_OF(stream_fields), r, unknown, err);
 }

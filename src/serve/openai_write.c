@@ -56,7 +56,7 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
                            bool chat, uint64_t id, mp_writer **out, mp_api_error *err) {
     if (!check_logprobs(api, request, generation, err)) return false;
     mp_writer *w = mp_calloc(1, sizeof *w);
-    if (!w) return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
+    if (!w) return mp_refuse_memory(err, "a reply");
     *w = (mp_writer){
         .api = api,
         .chat = chat,
@@ -73,7 +73,7 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
     w->choices = mp_calloc(w->n_choices, sizeof *w->choices);
     if (!w->choices) {
         mp_free(w);
-        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
+        return mp_refuse_memory(err, "a reply");
     }
     bool tools = chat && json_array_size(request->tools) > 0 && !request->no_tools;
     for (uint32_t i = 0; i < w->n_choices; i++) {
@@ -82,7 +82,7 @@ bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, 
         if (!tools || mp_reply_parser_init(&w->choices[i].parser, api->info->tool_format, request->tools, "function"))
             continue;
         mp_openai_close(w);
-        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for a reply");
+        return mp_refuse_memory(err, "a reply");
     }
     *out = w;
     return true;

@@ -145,10 +145,6 @@ bool mp_draft_close(mp_prompt_draft *draft, const char *role) {
     return true;
 }
 
-bool mp_refuse_memory(mp_api_error *err, const char *what) {
-    return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for %s", what);
-}
-
 /* ---- Results of tools -------------------------------------------------------------------------------------------- */
 
 bool mp_draft_close_result(mp_prompt_draft *draft, const json_t *call_id) {
@@ -251,8 +247,7 @@ static bool add_document(mp_prompt_draft *draft, const json_t *document, uint32_
 bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_api_error *err) {
     if (!documents) return true;
     if (!json_is_array(documents)) {
-        return mp_refuse(err, 400, "invalid_type", "documents", "'documents' is %s; it must be an array",
-                         mp_json_kind(documents));
+        return mp_refuse_type(err, "documents", documents, "an array");
     }
     if (json_array_size(documents) > MP_DOCUMENTS_MAX) {
         return mp_refuse(err, 400, "invalid_value", "documents", "'documents' has %zu items; at most %d",
@@ -269,8 +264,7 @@ bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_
 bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err) {
     const json_t *type = json_object_get(part, "type"), *text = json_object_get(part, "text");
     if (!json_is_object(part)) {
-        return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be an object", path,
-                         part ? mp_json_kind(part) : "missing");
+        return mp_refuse_type(err, path, part, "an object");
     }
     if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
         return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"text\"; nothing else is understood", path);
@@ -303,8 +297,7 @@ bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out,
 
 int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err) {
     if (!json_is_array(ids)) {
-        mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be an array of token ids", path,
-                  ids ? mp_json_kind(ids) : "missing");
+        mp_refuse_type(err, path, ids, "an array of token ids");
         return NULL;
     }
     *n = json_array_size(ids);

@@ -64,6 +64,5 @@ bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_b
 bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err);
 /* An array of token ids; free with mp_free. NULL: *err names the item of `path` that is none. */
 int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err);
-bool mp_refuse_memory(mp_api_error *err, const char *what);
 
 #endif

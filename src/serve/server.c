@@ -239,7 +239,7 @@ static bool check_key(mp_exchange *x, mp_api_error *err) {
         return mp_refuse(err, 401, "missing_api_key", NULL, "no API key; send the header 'Authorization: Bearer KEY'");
     }
     if (!mp_keys_find(keys, given, strlen(given), &x->key)) {
-        return mp_refuse(err, 503, "out_of_memory", NULL, "out of memory for the API key");
+        return mp_refuse_memory(err, "the API key");
     }
     return x->key || mp_refuse(err, 401, "invalid_api_key", NULL, "the API key is not known here");
 }
@@ -325,7 +325,7 @@ static bool take_body(mp_exchange *x, const char *bytes, size_t n) {
     else if (n > x->body.limit - x->body.len)
         mp_refuse(&x->refused, 413, "body_too_large", NULL, "the body has more than %zu bytes", x->body.limit);
     else
-        mp_refuse(&x->refused, 503, "out_of_memory", NULL, "out of memory for the body");
+        mp_refuse_memory(&x->refused, "the body");
     mp_buf_clear(&x->body);
     mp_exchange_hold(x, 0);
     return true;

@@ -98,7 +98,7 @@ static bool read_tokenize(const mp_api *api, const json_t *body, tokenize_reques
     const char *name = r->prompt ? "prompt" : "content";
     const json_t *text = r->prompt ? r->prompt : r->content;
     if (!json_is_string(text)) {
-        return mp_refuse(err, 400, "invalid_type", name, "'%s' is %s; it must be a string", name, mp_json_kind(text));
+        return mp_refuse_type(err, name, text, "a string");
     }
     return r->prompt ? prepare_text(api, text, true, r->add_special_tokens, true, out, err)
                      : prepare_text(api, text, false, r->add_special, r->parse_special, out, err);

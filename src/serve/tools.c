@@ -32,7 +32,7 @@ static char *dump(const json_t *value) {
 
 static bool check_list(const json_t *tools, mp_api_error *err) {
     if (!json_is_array(tools)) {
-        return mp_refuse(err, 400, "invalid_type", "tools", "'tools' is %s; it must be an array", mp_json_kind(tools));
+        return mp_refuse_type(err, "tools", tools, "an array");
     }
     if (json_array_size(tools) <= MP_TOOLS_MAX) return true;
     return mp_refuse(err, 400, "invalid_value", "tools", "'tools' has %zu items; at most %d", json_array_size(tools),
@@ -41,8 +41,7 @@ static bool check_list(const json_t *tools, mp_api_error *err) {
 
 static bool check_object(const json_t *value, const char *path, mp_api_error *err) {
     if (json_is_object(value)) return true;
-    return mp_refuse(err, 400, "invalid_type", path, "'%s' is %s; it must be an object", path,
-                     value ? mp_json_kind(value) : "missing");
+    return mp_refuse_type(err, path, value, "an object");
 }
 
 static bool add_tool(mp_prompt_draft *draft, const json_t *tool, mp_api_error *err) {
