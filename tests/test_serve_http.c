@@ -116,6 +116,7 @@ static void no_second_request_hides_in_a_body(void **state) {
         "Transfer-Encoding: chunked\r\n\tx\r\n",
         "Conten: %zu\r\n t-Length\r\n",
         "X: y\r\n Content-Length: %zu\r\n",
+        "X: y\rContent-Length: %zu\r\n",
         "X y: z\r\n",
         "X\"y: z\r\n",
     };

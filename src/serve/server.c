@@ -159,7 +159,9 @@ static bool is_malformed(header_counts *counts, const char *name, const char *va
     bool folded = value && (uintptr_t)value - (uintptr_t)name - len - 1 > HEADER_BYTES_MAX;
     bool longer = is_or_begins_with(name, MHD_HTTP_HEADER_CONTENT_LENGTH, &counts->lengths);
     longer = is_or_begins_with(name, MHD_HTTP_HEADER_TRANSFER_ENCODING, &counts->encodings) || longer;
-    return len == 0 || strspn(name, token) != len || folded || longer;
+    /* A carriage return on its own is a part of a value here, and the end of a line to others. */
+    bool broken = value && strchr(value, '\r');
+    return len == 0 || strspn(name, token) != len || folded || longer || broken;
 }
 
 static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *name, const char *value) {
