@@ -314,7 +314,7 @@ static void routes_are_described(void **state) {
 /* A seat is taken by a stream that goes on until its client leaves. */
 static void a_full_queue_says_so(void **state) {
     (void)state;
-    stop();
+    use_long_engine();
     mp_server_options options = default_options();
     options.max_replies = 1;
     start(&options);
@@ -322,7 +322,7 @@ static void a_full_queue_says_so(void **state) {
     char head[4096], wait[16];
     http_open(&c, port);
     http_send_request(&c, "POST", "/v1/completions", "",
-                      "{\"prompt\":\"x\",\"n\":1,\"max_tokens\":500,\"ignore_eos\":true,\"stream\":true}");
+                      "{\"prompt\":\"x\",\"n\":1,\"max_tokens\":60000,\"ignore_eos\":true,\"stream\":true}");
     assert_int_equal(http_read_head(&c, head, sizeof head), 200);
     http_reply reply;
     int status = http_ask(port, "POST", "/v1/completions", "", "{\"prompt\":\"x\"}", &reply);
@@ -417,7 +417,7 @@ static void no_memory_is_no_unknown_key(void **state) {
 static void a_key_has_its_own_limit(void **state) {
     (void)state;
     mp_keys *keys = read_keys("secret-one-1 alice\n");
-    stop();
+    use_long_engine();
     mp_server_options options = default_options();
     options.keys = keys;
     options.max_per_key = 2;
@@ -430,7 +430,7 @@ static void a_key_has_its_own_limit(void **state) {
     char head[4096];
     http_open(&c, port);
     http_send_request(&c, "POST", "/v1/completions", key,
-                      "{\"prompt\":\"x\",\"max_tokens\":500,\"ignore_eos\":true,\"stream\":true}");
+                      "{\"prompt\":\"x\",\"max_tokens\":60000,\"ignore_eos\":true,\"stream\":true}");
     assert_int_equal(http_read_head(&c, head, sizeof head), 200);
     assert_int_equal(http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":2}", &reply), 429);
     assert_true(http_header(reply.head, "Retry-After", seconds, sizeof seconds));
@@ -439,7 +439,9 @@ static void a_key_has_its_own_limit(void **state) {
     http_close(&c);
     wait_until_idle();
     for (int i = 0; i < 3; i++) { // its seats are free again before the answer is there
-        assert_int_equal(http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":2}", &reply), 200);
+        assert_int_equal(
+            http_ask(port, "POST", "/v1/completions", key, "{\"prompt\":\"x\",\"n\":2,\"max_tokens\":20}", &reply),
+            200);
         http_reply_clear(&reply);
     }
     stop();

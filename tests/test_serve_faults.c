@@ -22,21 +22,6 @@ static const char long_body[] = "{\"prompt\":\"x\"," LONG "}";
 static const char aborted[] = "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} ";
 static const char referenced[] = "mepic:pages{model_name=\"tiny\",kind=\"referenced\"} ";
 
-static mepic_engine_options long_options(void) {
-    static const char *path;
-    if (!path) {
-        mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
-        spec.hp.n_ctx_train = 65536;
-        path = tiny_model_write(&spec);
-    }
-    mepic_engine_options options = tiny_options();
-    options.model_path = path;
-    options.context = 65536;
-    options.pages = 8300;
-    options.hash_logits = false;
-    return options;
-}
-
 static void open_long(const mp_server_options *given, uint32_t max_running) {
     mepic_engine_options options = long_options();
     options.max_running = max_running;

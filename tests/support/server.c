@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "support/replies.h"
+#include "support/tiny.h"
 
 mepic_engine *engine;
 mp_server *server;
@@ -29,6 +30,28 @@ void start(const mp_server_options *options) {
 void stop(void) {
     mp_server_close(server);
     server = NULL;
+}
+
+mepic_engine_options long_options(void) {
+    static const char *path;
+    if (!path) {
+        mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
+        spec.hp.n_ctx_train = 65536;
+        path = tiny_model_write(&spec);
+    }
+    mepic_engine_options options = tiny_options();
+    options.model_path = path;
+    options.context = 65536;
+    options.pages = 8300;
+    options.hash_logits = false;
+    return options;
+}
+
+void use_long_engine(void) {
+    stop();
+    mepic_engine_close(engine);
+    const mepic_engine_options options = long_options();
+    engine = open_engine(&options);
 }
 
 int setup(void **state) {

@@ -14,6 +14,10 @@ extern uint16_t port;
 mp_server_options default_options(void);
 void start(const mp_server_options *options);
 void stop(void);
+/* Of an engine with a context of 65,536 tokens: its replies can last as long as a test needs them to. */
+mepic_engine_options long_options(void);
+/* For a test with the fixtures: another engine in the place of theirs, without a server. */
+void use_long_engine(void);
 /* Fixtures: an engine of tiny_options (support/replies.h) and a server of default_options. */
 int setup(void **state);
 int teardown(void **state);
