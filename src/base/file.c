@@ -102,3 +102,23 @@ mepic_status mp_file_replace(const char *path, mp_file_fill *fill, void *ctx, me
     }
     return MEPIC_OK;
 }
+
+mepic_status mp_file_lines(const char *path, mp_file_line *line, void *ctx, mepic_error *err) {
+    FILE *file = fopen(path, "re");
+    if (!file) return mp_fail(err, MEPIC_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
+    mepic_status status = MEPIC_OK;
+    char text[1024];
+    for (uint32_t number = 1; status == MEPIC_OK && fgets(text, sizeof text, file); number++) {
+        if (strlen(text) == sizeof text - 1) {
+            status =
+                mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: longer than %zu bytes", path, number, sizeof text - 2);
+            break;
+        }
+        text[strcspn(text, "\r\n")] = 0;
+        const char *from = text + strspn(text, " \t");
+        if (*from && *from != '#') status = line(ctx, path, number, from, err);
+    }
+    if (status == MEPIC_OK && ferror(file)) status = mp_fail(err, MEPIC_ERR_IO, "%s cannot be read", path);
+    fclose(file);
+    return status;
+}

@@ -1,12 +1,10 @@
 #include "serve/keys.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/mem.h"
-
-enum { LINE_CAP = 1024 };
 
 struct mp_keys {
     mp_key *items;
@@ -37,10 +35,8 @@ static bool is_key_char(char c) {
     return c > ' ' && c < 0x7f;
 }
 
-static mepic_status add_line(mp_keys *keys, const char *path, uint32_t number, char *text, mepic_error *err) {
-    text[strcspn(text, "\r\n")] = 0;
-    const char *from = text + strspn(text, " \t");
-    if (!*from || *from == '#') return MEPIC_OK;
+static mepic_status add_line(void *ctx, const char *path, uint32_t number, const char *from, mepic_error *err) {
+    mp_keys *keys = ctx;
     size_t n = 0;
     while (is_key_char(from[n])) n++;
     if (n < MP_KEY_LEN_MIN || n > MP_KEY_LEN_MAX || (from[n] && from[n] != ' ' && from[n] != '\t')) {
@@ -71,23 +67,12 @@ static mepic_status add_line(mp_keys *keys, const char *path, uint32_t number, c
 }
 
 mepic_status mp_keys_read(const char *path, mp_keys **out, mepic_error *err) {
-    FILE *file = fopen(path, "re");
-    if (!file) return mp_fail(err, MEPIC_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
     mp_keys *keys = mp_calloc(1, sizeof *keys);
-    mepic_status status = keys ? MEPIC_OK : mp_fail_nomem(err, path, sizeof *keys);
-    char text[LINE_CAP];
-    for (uint32_t number = 1; status == MEPIC_OK && fgets(text, sizeof text, file); number++) {
-        if (strlen(text) == sizeof text - 1) {
-            status = mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: longer than %d bytes", path, number, LINE_CAP - 2);
-        } else {
-            status = add_line(keys, path, number, text, err);
-        }
-    }
-    if (status == MEPIC_OK && ferror(file)) status = mp_fail(err, MEPIC_ERR_IO, "%s cannot be read", path);
+    if (!keys) return mp_fail_nomem(err, path, sizeof *keys);
+    mepic_status status = mp_file_lines(path, add_line, keys, err);
     if (status == MEPIC_OK && keys->n == 0) {
         status = mp_fail(err, MEPIC_ERR_ARGUMENT, "%s holds no key; write one a line", path);
     }
-    fclose(file);
     if (status == MEPIC_OK)
         *out = keys;
     else

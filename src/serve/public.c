@@ -1,14 +1,11 @@
 #include "serve/public.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/hash.h"
 #include "base/mem.h"
-
-enum { LINE_CAP = 1024 };
 
 struct mp_public {
     mp_digest *items; /* [n], sorted once all are there */
@@ -36,10 +33,8 @@ static bool read_digest(const char *text, mp_digest *out) {
     return strchr(" \t", text[2 * sizeof out->bytes]) != NULL;
 }
 
-static mepic_status add_line(mp_public *list, const char *path, uint32_t number, char *text, mepic_error *err) {
-    text[strcspn(text, "\r\n")] = 0;
-    const char *from = text + strspn(text, " \t");
-    if (!*from || *from == '#') return MEPIC_OK;
+static mepic_status add_line(void *ctx, const char *path, uint32_t number, const char *from, mepic_error *err) {
+    mp_public *list = ctx;
     mp_digest digest = { { 0 } };
     if (!read_digest(from, &digest)) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: '%.80s' is not a SHA-256, 64 hexadecimal digits", path,
@@ -60,20 +55,9 @@ static mepic_status add_line(mp_public *list, const char *path, uint32_t number,
 }
 
 mepic_status mp_public_read(const char *path, mp_public **out, mepic_error *err) {
-    FILE *file = fopen(path, "re");
-    if (!file) return mp_fail(err, MEPIC_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
     mp_public *list = mp_calloc(1, sizeof *list);
-    mepic_status status = list ? MEPIC_OK : mp_fail_nomem(err, path, sizeof *list);
-    char text[LINE_CAP];
-    for (uint32_t number = 1; status == MEPIC_OK && fgets(text, sizeof text, file); number++) {
-        if (strlen(text) == sizeof text - 1) {
-            status = mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: longer than %d bytes", path, number, LINE_CAP - 2);
-        } else {
-            status = add_line(list, path, number, text, err);
-        }
-    }
-    if (status == MEPIC_OK && ferror(file)) status = mp_fail(err, MEPIC_ERR_IO, "%s cannot be read", path);
-    fclose(file);
+    if (!list) return mp_fail_nomem(err, path, sizeof *list);
+    mepic_status status = mp_file_lines(path, add_line, list, err);
     if (status != MEPIC_OK) {
         mp_public_free(list);
         return status;

@@ -340,14 +340,6 @@ static const char *cuda_numerics(const mp_backend *b) {
     return ((const cuda_backend *)b)->numerics;
 }
 
-static bool cuda_usable(uint32_t device) {
-    return mp_cu_device_usable(device);
-}
-
-static uint32_t cuda_n_devices(void) {
-    return mp_cu_device_count();
-}
-
 /* ---- Step -------------------------------------------------------------------------------------------------------- */
 
 /* Whether operations put launches on the stream: not while a recorded step stands for them, not on a broken device. */
@@ -678,8 +670,8 @@ const mp_backend_ops mp_backend_cuda = {
     .kv_type = MEPIC_KV_BF16,
     .max_running = 256,
     .step_tokens = 2048,
-    .n_devices = cuda_n_devices,
-    .usable = cuda_usable,
+    .n_devices = mp_cu_device_count,
+    .usable = mp_cu_device_usable,
     .kv_memory = cuda_kv_memory,
     .open = cuda_open,
     .close = cuda_close,
