@@ -1,10 +1,10 @@
 /* Decode attention on Hopper: bulk copies, wgmma; head_dim 64 and 128. The same bits as attend_decode.cu.
  *
- * A persistent block per SM: three warpgroups that compute, 64 rows of a tile each, and one that feeds them:
+ * A persistent block per SM: two warpgroups that compute, 64 rows of a tile each, and two that feed them:
  *
  *   warp 0      copies K and V: a bulk copy for every page of a stage, into a ring of stages
  *   warp 1      takes units (item, kv head) from the counter some stages before warp 0 needs them, cuts them into tiles
- *   warps 2, 3  fetch the queries of a tile and turn them, one tile ahead of the products
+ *   warps 2-7   fetch the queries of a tile and turn them, one tile ahead of the products
  *
  * A tile of up to 64 rows keeps one warpgroup busy; the others only hand the stages back. One stage comes from memory
  * in about 2,400 clocks and is computed in half of that, so there is no need to divide small tiles further. Everybody
@@ -15,15 +15,15 @@
 namespace {
 
 enum {
-    GROUPS = 3, /* warpgroups that compute */
-    THREADS = (GROUPS + 1) * 128,
+    GROUPS = 2, /* warpgroups that compute */
+    THREADS = (GROUPS + 2) * 128,
     TILE_ROWS = GROUPS * 64,
-    N_LISTS = 3,  /* of pages: tiles taken and not yet copied */
-    AHEAD = 8,    /* stages taken and not yet copied, when another tile is taken */
-    TILE_READERS = 48, /* all heads of them: the rows, when there are 4 a kv head */
-    QUERY_THREADS = 64,
-    COMPUTE_REGISTERS = 152, /* 3 x 152 + 56 = 4 x 128: what the launch gets. More than that would hang. */
-    FEED_REGISTERS = 56,
+    TILE_READERS = 32,   /* all heads of them: the rows, when there are 4 a kv head */
+    QUERY_THREADS = 192, /* warps 2 to 7 of those that feed */
+    N_LISTS = 3,         /* of pages: tiles taken and not yet copied */
+    AHEAD = 8,           /* stages taken and not yet copied, when another tile is taken */
+    COMPUTE_REGISTERS = 184, /* 2 x 184 + 2 x 72 = 4 x 128: what the launch gets. More would hang. */
+    FEED_REGISTERS = 72,
 };
 
 struct tile {
@@ -36,10 +36,11 @@ struct tile {
 template <int D> struct shared {
     static const int GROUP = 8 * D * 4; /* bytes of 8 tokens, K and V */
     static const int STAGE = 8 * GROUP;
-    static const int N_STAGES = D == 128 ? 4 : 8;
+    static const int N_STAGES = 5 * 128 / D;
     static const int N_TILES = 2 * N_STAGES; /* a tile is not over before N_STAGES + 3 more have been taken */
     uint8_t kv[N_STAGES][STAGE];
     uint8_t q[2][TILE_ROWS * D * 2];
+    uint32_t ones[64]; /* [16, 8] in bf16 */
     uint64_t full[N_STAGES], empty[N_STAGES], q_full[2], q_empty[2], taken[N_TILES];
     uint64_t mask[2][TILE_READERS];
     uint32_t window[2][TILE_READERS], slot[2][TILE_READERS];
@@ -51,6 +52,11 @@ template <int D> struct shared {
 };
 
 /* ---- Feeding ----------------------------------------------------------------------------------------------------- */
+
+/* The kernels before this one have ended. The lists were there when they began, so tiles are taken without waiting. */
+__device__ __forceinline__ void wait_for_inputs(void) {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
 
 /* Warp 1. */
 template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh) {
@@ -64,12 +70,15 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
         tile t = { 0, 0, 0, 0, 0, 0 };
         while ((int32_t)(sh.issued - ends[N_LISTS - 1]) < 0 || (int32_t)(ends[0] - sh.issued) > AHEAD) __nanosleep(64);
         __syncwarp();
-        if (!left && unit < n_units) {
-            mp_cu_item item = a.work.items[unit / a.n_kv_heads];
-            kv_head = unit % a.n_kv_heads;
-            cell = a.work.cells[item.cell];
-            first = item.first_reader;
-            left = item.n_readers;
+        if (!left) { /* the first item, which may not count, is asked for while n_units is on its way */
+            mp_cu_item item = { 0, 0, 0 };
+            if (n == 0 || unit < n_units) item = a.work.items[unit / a.n_kv_heads];
+            if (unit < n_units) {
+                kv_head = unit % a.n_kv_heads;
+                cell = a.work.cells[item.cell];
+                first = item.first_reader;
+                left = item.n_readers;
+            }
         }
         if (left) {
             uint32_t n_tiles = (left + at_once - 1) / at_once, lo = 0xffff, hi = 0;
@@ -77,7 +86,9 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
             t.first_reader = first;
             t.kv_head = (uint16_t)kv_head;
             t.n_paged = (cell.n_tokens + a.page_size - 1) >> shift << shift;
-            for (uint32_t i = lane; i < t.n_readers; i += 32) {
+#pragma unroll
+            for (uint32_t i = lane; i < TILE_READERS; i += 32) {
+                if (i >= t.n_readers) break;
                 lo = min(lo, (uint32_t)a.work.readers[first + i].lo);
                 hi = max(hi, (uint32_t)a.work.readers[first + i].hi);
             }
@@ -91,6 +102,7 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
         if (lane == 0) sh.tiles[n % sh.N_TILES] = t;
         __syncwarp();
         if (lane == 0) mp_barrier_arrive(mp_shared(&sh.taken[n % sh.N_TILES]));
+        if (n == 0) wait_for_inputs(); /* the counter may be that of a decode kernel that has not ended */
         if (!t.n_readers) break;
 #pragma unroll
         for (int i = N_LISTS - 1; i > 0; i--) ends[i] = ends[i - 1];
@@ -116,6 +128,7 @@ template <int D> __device__ void clear_rest(shared<D> &sh, uint32_t slot, uint32
 template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &sh) {
     uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), count = 0;
     uint32_t piece = min(a.page_size, 64u); /* tokens of a copy */
+    wait_for_inputs();
     for (uint32_t n = 0;; n++) {
         mp_barrier_wait(mp_shared(&sh.taken[n % sh.N_TILES]), n / sh.N_TILES & 1);
         tile t = sh.tiles[n % sh.N_TILES];
@@ -139,20 +152,24 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
     }
 }
 
-/* Warps 2 and 3. */
+/* Warps 2 to 7. */
 template <int D> __device__ void turn_queries(const mp_cu_attend &a, shared<D> &sh) {
-    uint32_t thread = threadIdx.x & (QUERY_THREADS - 1), group = a.n_heads / a.n_kv_heads;
+    const uint32_t UNITS = D / 8, STEP = QUERY_THREADS / UNITS; /* 16 bytes of a row; rows that are copied at a time */
+    uint32_t thread = threadIdx.x - GROUPS * 128 - 64, group = a.n_heads / a.n_kv_heads;
+    uint32_t inverse = (65536 + group - 1) / group; /* row / group is row * inverse / 65536 for all rows there are */
     for (uint32_t n = 0;; n++) {
         uint32_t buffer = n & 1;
         mp_barrier_wait(mp_shared(&sh.taken[n % sh.N_TILES]), n / sh.N_TILES & 1);
-        mp_barrier_wait(mp_shared(&sh.q_empty[buffer]), (n / 2 & 1) ^ 1);
         tile t = sh.tiles[n % sh.N_TILES];
+        mp_cu_reader r = { 0, 0, 0, 0, 0, 0 };
+        if (thread < t.n_readers) r = a.work.readers[t.first_reader + thread];
+        if (n == 0) wait_for_inputs();
+        mp_barrier_wait(mp_shared(&sh.q_empty[buffer]), (n / 2 & 1) ^ 1);
         if (!t.n_readers) {
             mp_barrier_arrive(mp_shared(&sh.q_full[buffer]));
             break;
         }
         if (thread < t.n_readers) {
-            mp_cu_reader r = a.work.readers[t.first_reader + thread];
             sh.mask[buffer][thread] = r.mask;
             sh.window[buffer][thread] = r.lo | (uint32_t)r.hi << 16;
             sh.slot[buffer][thread] = r.slot;
@@ -160,11 +177,13 @@ template <int D> __device__ void turn_queries(const mp_cu_attend &a, shared<D> &
             sh.row[thread] = r.row;
         }
         mp_named_barrier(1, QUERY_THREADS);
-        uint32_t q = mp_shared(sh.q[buffer]);
-        for (uint32_t i = thread; i < t.n_readers * group * (D / 8); i += QUERY_THREADS) {
-            uint32_t row = i / (D / 8), unit = i % (D / 8), reader = row / group;
-            size_t head = (size_t)sh.row[reader] * a.n_heads + t.kv_head * group + (row - reader * group);
-            mp_copy16(q + row / 8 * (D * 16) + mp_kv_offset(D, row % 8, unit * 8), a.q + head * D + unit * 8, true);
+        uint32_t q = mp_shared(sh.q[buffer]), unit = thread % UNITS;
+#pragma unroll 4
+        for (uint32_t row = thread / UNITS; row < t.n_readers * group; row += STEP) {
+            uint32_t reader = row * inverse >> 16;
+            uint32_t head = sh.row[reader] * a.n_heads + t.kv_head * group + (row - reader * group);
+            uint32_t to = q + row / 8 * (D * 16) + mp_kv_offset(D, row % 8, unit * 8);
+            mp_copy16(to, (const uint4 *)a.q + head * UNITS + unit, true);
         }
         mp_copy_commit();
         mp_copy_wait<0>();
@@ -180,7 +199,7 @@ template <int D> __device__ void turn_queries(const mp_cu_attend &a, shared<D> &
 
 /* The state of rows lane / 4 and lane / 4 + 8 of the warp's 16. */
 template <int D> struct state {
-    float o[D / 2], l[4], top[2], m[2];
+    float o[D / 2], l[4], top[2], m[2], f[2]; /* f: what o and l are to be scaled by */
     uint64_t mask[2];
     uint32_t window[2];
     uint32_t whole_from, whole_to; /* the stages that begin here all rows of the warp see whole */
@@ -210,9 +229,9 @@ __device__ __forceinline__ void hide_keys(const state<D> &st, float (&s)[32], ui
     }
 }
 
-/* From S to weights; the state's maximum; o and l are scaled. */
-template <int D> __device__ __forceinline__ void weigh(state<D> &st, float (&s)[32], uint32_t (&p)[16], float c) {
-    float part[2][4], top[2], f[2];
+/* From S to weights; the state's maximum, and the factor for o and l. */
+template <int D> __device__ __forceinline__ void weigh(state<D> &st, float (&s)[32], float c) {
+    float part[2][4], top[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
 #pragma unroll
@@ -232,20 +251,20 @@ template <int D> __device__ __forceinline__ void weigh(state<D> &st, float (&s)[
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float m = mp_row_max(top[h], c);
-        f[h] = mp_rescale(st.top[h], st.m[h], m);
+        st.f[h] = mp_rescale(st.top[h], st.m[h], m);
         st.top[h] = top[h];
         st.m[h] = m;
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float low = mp_weight(s[4 * i + 2 * h], c, m), high = mp_weight(s[4 * i + 2 * h + 1], c, m);
-            p[i / 2 * 4 + i % 2 * 2 + h] = mp_pack(low, high);
-        }
+        for (int i = 0; i < 16; i++) s[i / 2 * 4 + 2 * h + i % 2] = mp_weight(s[i / 2 * 4 + 2 * h + i % 2], c, m);
     }
-    if (__all_sync(~0u, f[0] == 1.0f && f[1] == 1.0f)) return; /* seldom, after the first stages, does a maximum move */
+}
+
+template <int D> __device__ __forceinline__ void scale(state<D> &st) {
+    if (__all_sync(~0u, st.f[0] == 1.0f && st.f[1] == 1.0f)) return; /* seldom, later on, does a maximum move */
 #pragma unroll
-    for (int h = 0; h < 4; h++) st.l[h] = __fmul_rn(st.l[h], f[h / 2]);
+    for (int h = 0; h < 4; h++) st.l[h] = __fmul_rn(st.l[h], st.f[h / 2]);
 #pragma unroll
-    for (int i = 0; i < D / 2; i++) st.o[i] = __fmul_rn(st.o[i], f[i / 2 % 2]);
+    for (int i = 0; i < D / 2; i++) st.o[i] = __fmul_rn(st.o[i], st.f[i / 2 % 2]);
 }
 
 /* One row's 32 columns, spread over four lanes by twos, to 8 columns a lane. */
@@ -307,103 +326,142 @@ template <int D> __device__ __forceinline__ void start_scores(float (&s)[32], ui
     mp_products_commit();
 }
 
-/* Starts o of a stage. */
-template <int D> __device__ __forceinline__ void start_values(state<D> &st, const uint32_t (&p)[16], uint32_t kv) {
-    uint64_t vm = mp_matrix(kv + D * 16, shared<D>::GROUP, 1024);
+/* Starts o and l of a stage. */
+template <int D>
+__device__ __forceinline__ void start_values(state<D> &st, const uint32_t (&p)[16], uint32_t kv, uint32_t ones) {
+    uint64_t vm = mp_matrix(kv + D * 16, shared<D>::GROUP, 1024), om = mp_matrix_plain(ones, 128);
     mp_hold(st.o);
+    mp_hold(st.l);
     mp_products_begin();
 #pragma unroll
-    for (int k = 0; k < 4; k++) mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D>::GROUP >> 4));
+    for (int k = 0; k < 4; k++) {
+        mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D>::GROUP >> 4));
+        mp_product_sum(st.l, &p[4 * k], om);
+    }
     mp_products_commit();
 }
 
-/* l of a stage. */
-template <int D> __device__ __forceinline__ void add_weights(state<D> &st, const uint32_t (&p)[16]) {
-#pragma unroll
-    for (int k = 0; k < 4; k++) mp_mma(st.l, &p[4 * k], MP_BF16_ONES, MP_BF16_ONES);
-}
-
-/* Weights of a stage whose S has arrived. busy: the warp has rows. */
+/* Weights of a stage whose S has arrived, in its place. busy: the warp has rows. */
 template <int D>
-__device__ __forceinline__ void weigh_stage(state<D> &st, float (&s)[32], uint32_t (&p)[16], uint32_t key,
-                                            uint32_t shift, float c, bool busy) {
+__device__ __forceinline__ void weigh_stage(state<D> &st, float (&s)[32], uint32_t key, uint32_t shift, float c,
+                                            bool busy) {
     mp_hold(s);
-    if (busy) {
-        bool whole = key >= st.whole_from && key < st.whole_to;
-        if (!whole && !__all_sync(~0u, sees_all(st, key, shift))) hide_keys(st, s, key, shift);
-        weigh(st, s, p, c);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 16; i++) p[i] = 0;
-    }
+    if (!busy) return;
+    bool whole = key >= st.whole_from && key < st.whole_to;
+    if (!whole && !__all_sync(~0u, sees_all(st, key, shift))) hide_keys(st, s, key, shift);
+    weigh(st, s, c);
 }
 
-/* The stages of a tile; count: of all stages before. */
+/* What the walk over the stages of a tile carries. */
+struct walk {
+    uint32_t count; /* of all stages so far */
+    uint32_t key, q, ones, shift, previous; /* previous: the slot whose V is being multiplied, or ~0 */
+    float c;
+    bool busy;
+};
+
+/* Weights of a stage whose S is there, while o of the one before may be under way; then o is ready for p. */
 template <int D>
-__device__ __forceinline__ void attend_stages(state<D> &st, shared<D> &sh, const tile &t, uint32_t count, uint32_t q,
-                                              uint32_t shift, float c, bool busy) {
+__device__ __forceinline__ void prepare_stage(state<D> &st, shared<D> &sh, walk &w, float (&s)[32], uint32_t (&p)[16]) {
+    weigh_stage(st, s, w.key, w.shift, w.c, w.busy);
+    mp_products_wait<0>();
+    mp_hold(st.o);
+    mp_hold(st.l);
+    if (w.previous != ~0u) hand_back(sh, w.previous);
+    scale(st);
+#pragma unroll
+    for (int i = 0; i < 16; i++) p[i] = mp_pack(s[2 * i], s[2 * i + 1]);
+}
+
+/* All stages of a tile. The next S is started together with o, and o is worked on while the next weights are made. */
+template <int D>
+__device__ __forceinline__ void attend_stages(state<D> &st, shared<D> &sh, walk &w, uint32_t end_key) {
     float s[32];
-    uint32_t p[16], slot = count % sh.N_STAGES, kv = mp_shared(sh.kv[slot]);
-    for (uint32_t key = t.first_stage * 64; key < t.end_stage * 64u; key += 64) {
-        mp_barrier_wait(mp_shared(&sh.full[slot]), count / sh.N_STAGES & 1);
-        start_scores<D>(s, q, kv);
-        mp_products_wait<0>();
-        weigh_stage(st, s, p, key, shift, c, busy);
-        start_values(st, p, kv);
-        add_weights(st, p);
-        mp_products_wait<0>();
-        mp_hold(st.o);
-        hand_back(sh, slot);
-        count++;
-        slot = count % sh.N_STAGES;
+    uint32_t p[16], slot = w.count % sh.N_STAGES, kv = mp_shared(sh.kv[slot]);
+    mp_barrier_wait(mp_shared(&sh.full[slot]), w.count / sh.N_STAGES & 1);
+    start_scores<D>(s, w.q, kv);
+    mp_products_wait<0>();
+    for (; w.key + 64 < end_key; w.key += 64) {
+        prepare_stage(st, sh, w, s, p);
+        w.previous = slot;
+        w.count++;
+        slot = w.count % sh.N_STAGES;
+        mp_barrier_wait(mp_shared(&sh.full[slot]), w.count / sh.N_STAGES & 1);
+        start_scores<D>(s, w.q, mp_shared(sh.kv[slot]));
+        start_values(st, p, kv, w.ones);
         kv = mp_shared(sh.kv[slot]);
+        mp_products_wait<1>();
+    }
+    prepare_stage(st, sh, w, s, p);
+    w.count++;
+    start_values(st, p, kv, w.ones);
+    mp_products_wait<0>();
+    mp_hold(st.o);
+    mp_hold(st.l);
+    hand_back(sh, slot);
+}
+
+/* The tile's stages without work in them. A warpgroup stays in step with the others: the parity of a barrier tells one
+ * phase from the next, not from the one after. */
+template <int D> __device__ __forceinline__ void pass_stages(shared<D> &sh, uint32_t count, uint32_t end) {
+    for (; count < end; count++) {
+        uint32_t slot = count % sh.N_STAGES;
+        mp_barrier_wait(mp_shared(&sh.full[slot]), count / sh.N_STAGES & 1);
+        hand_back(sh, slot);
     }
 }
 
+/* at: where the partial states go, ~0 for rows that are not there. */
+template <int D>
+__device__ __forceinline__ void open_state(const mp_cu_attend &a, const shared<D> &sh, const tile &t, uint32_t buffer,
+                                           uint32_t first_row, state<D> &st, uint32_t at[2]) {
+    uint32_t group = a.n_heads / a.n_kv_heads;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t row = first_row + (threadIdx.x & 31) / 4 + 8 * h, reader = row / group;
+        bool there = reader < t.n_readers;
+        if (!there) reader = 0;
+        st.mask[h] = sh.mask[buffer][reader];
+        st.window[h] = sh.window[buffer][reader];
+        at[h] = there ? sh.slot[buffer][reader] * a.n_heads + t.kv_head * group + row - reader * group : ~0u;
+        st.top[h] = -CUDART_INF_F;
+        st.m[h] = 0.0f;
+        st.f[h] = 1.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) st.o[i] = 0.0f;
+    st.l[0] = st.l[1] = st.l[2] = st.l[3] = 0.0f;
+    uint32_t from = max(st.window[0] & 0xffff, st.window[1] & 0xffff);
+    uint32_t to = ~(st.mask[0] & st.mask[1]) ? 0 : min(st.window[0], st.window[1]) >> 16;
+    st.whole_from = __reduce_max_sync(~0u, from);
+    st.whole_to = __reduce_min_sync(~0u, to) & ~63u;
+}
+
+/* The warpgroups that compute. Tiles of up to 64 rows are taken in turns, so that the end of one and the beginning of
+ * the next are computed together. */
 template <int D> __device__ void attend_tiles(const mp_cu_attend &a, shared<D> &sh) {
-    uint32_t wg = threadIdx.x / 128, lane = threadIdx.x & 31, first_row = threadIdx.x / 32 * 16;
-    uint32_t group = a.n_heads / a.n_kv_heads, shift = 31 - __clz(a.page_size), count = 0;
-    float c = __fmul_rn(a.scale, MP_LOG2E);
+    uint32_t wg = threadIdx.x / 128, lane = threadIdx.x & 31, count = 0;
     state<D> st;
     for (uint32_t n = 0;; n++) {
-        uint32_t buffer = n & 1;
+        uint32_t buffer = n & 1, at[2];
         mp_barrier_wait(mp_shared(&sh.q_full[buffer]), n / 2 & 1);
         tile t = sh.tiles[n % sh.N_TILES];
         if (!t.n_readers) break;
-        uint32_t n_rows = t.n_readers * group, at[2];
-        if (wg * 64 < n_rows) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                uint32_t row = first_row + lane / 4 + 8 * h, reader = row / group;
-                bool there = row < n_rows;
-                if (!there) reader = 0;
-                st.mask[h] = sh.mask[buffer][reader];
-                st.window[h] = sh.window[buffer][reader];
-                at[h] = there ? sh.slot[buffer][reader] * a.n_heads + t.kv_head * group + row - reader * group : ~0u;
-                st.top[h] = -CUDART_INF_F;
-                st.m[h] = 0.0f;
-            }
-#pragma unroll
-            for (int i = 0; i < D / 2; i++) st.o[i] = 0.0f;
-            uint32_t from = max(st.window[0] & 0xffff, st.window[1] & 0xffff);
-            uint32_t to = min(st.window[0], st.window[1]) >> 16;
-            if (~(st.mask[0] & st.mask[1])) to = 0;
-            st.whole_from = __reduce_max_sync(~0u, from);
-            st.whole_to = __reduce_min_sync(~0u, to) & ~63u;
-            st.l[0] = st.l[1] = st.l[2] = st.l[3] = 0.0f;
-            uint32_t q = mp_shared(sh.q[buffer]) + wg * 64 * D * 2;
-            attend_stages(st, sh, t, count, q, shift, c, first_row < n_rows);
-            count += t.end_stage - t.first_stage;
-        } else { /* in step with the others: a barrier's parity tells one phase from the next, not from the one after */
-            for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
-                uint32_t slot = count % sh.N_STAGES;
-                mp_barrier_wait(mp_shared(&sh.full[slot]), count / sh.N_STAGES & 1);
-                hand_back(sh, slot);
-            }
+        uint32_t n_rows = t.n_readers * (a.n_heads / a.n_kv_heads), n_stages = t.end_stage - t.first_stage;
+        bool large = n_rows > 64, mine = large ? wg * 64 < n_rows : wg == n % GROUPS;
+        if (mine) {
+            uint32_t first = large ? wg * 64 : 0, first_row = first + threadIdx.x / 32 % 4 * 16;
+            open_state(a, sh, t, buffer, first_row, st, at);
+            walk w = { count, t.first_stage * 64u, mp_shared(sh.q[buffer]) + first * D * 2, mp_shared(sh.ones),
+                       31u - __clz(a.page_size), ~0u, __fmul_rn(a.scale, MP_LOG2E), first_row < n_rows };
+            attend_stages(st, sh, w, t.end_stage * 64u);
+        } else {
+            pass_stages(sh, count, count + n_stages);
         }
+        count += n_stages;
         __syncwarp();
         if (lane == 0) mp_barrier_arrive(mp_shared(&sh.q_empty[buffer]));
-        if (wg * 64 < n_rows) store<D>(a, st, at);
+        if (mine) store<D>(a, st, at);
     }
 }
 
@@ -419,8 +477,9 @@ template <int D> __device__ void open_shared(shared<D> &sh) {
         }
         for (int i = 0; i < sh.N_TILES; i++) mp_barrier_init(mp_shared(&sh.taken[i]), 1);
         sh.issued = 0;
-        mp_fence_async();
     }
+    if (threadIdx.x < 64) sh.ones[threadIdx.x] = MP_BF16_ONES;
+    mp_fence_async();
     __syncthreads();
 }
 
@@ -429,9 +488,9 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
     shared<D> &sh = *(shared<D> *)memory;
     open_shared(sh);
     asm volatile("griddepcontrol.launch_dependents;"); /* the fold may start to wait */
-    if (threadIdx.x / 128 == GROUPS) {
+    if (threadIdx.x >= GROUPS * 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)FEED_REGISTERS));
-        uint32_t warp = threadIdx.x / 32 % 4;
+        uint32_t warp = threadIdx.x / 32 - GROUPS * 4;
         if (warp == 0) {
             copy_stages(a, sh);
         } else if (warp == 1) {
@@ -445,10 +504,12 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
     }
 }
 
-template <int D> cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
+template <int D> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t units = a->max_items * a->n_kv_heads, blocks = units < a->n_sm ? units : a->n_sm;
-    attend_decode<D><<<blocks, THREADS, sizeof(shared<D>), stream>>>(*a);
-    return cudaGetLastError();
+    cudaLaunchAttribute early = { cudaLaunchAttributeProgrammaticStreamSerialization, { 0 }, { 0 } };
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = { dim3(blocks), dim3(THREADS), sizeof(shared<D>), stream, &early, 1 };
+    return cudaLaunchKernelEx(&config, attend_decode<D>, *a);
 }
 
 template <int D> cudaError_t open_kernel(void) {

@@ -61,11 +61,33 @@ static __device__ __forceinline__ uint64_t mp_seen(uint32_t window, uint64_t mas
     return bits;
 }
 
+/* Four pairs of one row: x[0] and x[1] are 4 columns each, either the firsts and the seconds of the pairs or the pairs
+ * side by side. */
+static __device__ __forceinline__ void mp_turn_quad(const uint2 x[2], uint2 *const to[2], const float2 cs[4],
+                                                    bool halves) {
+    float2 a0 = __bfloat1622float2(*(const __nv_bfloat162 *)&x[0].x);
+    float2 a1 = __bfloat1622float2(*(const __nv_bfloat162 *)&x[0].y);
+    float2 b0 = __bfloat1622float2(*(const __nv_bfloat162 *)&x[1].x);
+    float2 b1 = __bfloat1622float2(*(const __nv_bfloat162 *)&x[1].y);
+    if (halves) {
+        float2 t0 = mp_turned(a0.x, b0.x, cs[0]), t1 = mp_turned(a0.y, b0.y, cs[1]);
+        float2 t2 = mp_turned(a1.x, b1.x, cs[2]), t3 = mp_turned(a1.y, b1.y, cs[3]);
+        *to[0] = make_uint2(mp_pack(t0.x, t1.x), mp_pack(t2.x, t3.x));
+        *to[1] = make_uint2(mp_pack(t0.y, t1.y), mp_pack(t2.y, t3.y));
+    } else {
+        float2 t0 = mp_turned(a0.x, a0.y, cs[0]), t1 = mp_turned(a1.x, a1.y, cs[1]);
+        float2 t2 = mp_turned(b0.x, b0.y, cs[2]), t3 = mp_turned(b1.x, b1.y, cs[3]);
+        *to[0] = make_uint2(mp_pack(t0.x, t0.y), mp_pack(t1.x, t1.y));
+        *to[1] = make_uint2(mp_pack(t2.x, t2.y), mp_pack(t3.x, t3.y));
+    }
+}
+
 /* Turns the queries of a tile in place. deltas: of its readers. Called by `threads` threads with their index. */
 template <int D>
 static __device__ void mp_turn_tile(uint8_t *q, const mp_cu_rope &rope, uint32_t n_readers, uint32_t group,
                                     const int32_t *deltas, uint32_t thread, uint32_t threads) {
     uint32_t n = rope.n_pairs, quads = n / 4;
+    if (!n) return;
     if (n % 4) { /* pair by pair */
         for (uint32_t task = thread; task < n_readers * n; task += threads) {
             uint32_t reader = task / n, i = task - reader * n;
@@ -81,33 +103,32 @@ static __device__ void mp_turn_tile(uint8_t *q, const mp_cu_rope &rope, uint32_t
         }
         return;
     }
-    for (uint32_t task = thread; task < n_readers * quads; task += threads) { /* by four pairs */
-        uint32_t reader = task / quads, t = task - reader * quads;
+    uint32_t t = thread % quads, step = threads / quads; /* a thread turns the same four pairs of all its readers */
+    if (thread >= step * quads) return;
+    uint64_t turns[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) turns[i] = __ldg(&rope.turns[4 * t + i]);
+    uint32_t first = rope.halves ? 4 * t : 8 * t, second = rope.halves ? 4 * t + n : 8 * t + 4;
+    for (uint32_t reader = thread / quads; reader < n_readers; reader += step) {
+        int32_t delta = deltas[reader];
         float2 cs[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) cs[i] = mp_turn(__ldg(&rope.turns[4 * t + i]), deltas[reader], rope.magnitude);
-        for (uint32_t row = reader * group; row < (reader + 1) * group; row++) {
-            uint8_t *at = q + (row / 8) * (D * 16);
-            __nv_bfloat162 *a = (__nv_bfloat162 *)(at + mp_kv_offset(D, row % 8, rope.halves ? 4 * t : 8 * t));
-            __nv_bfloat162 *b = (__nv_bfloat162 *)(at + mp_kv_offset(D, row % 8, rope.halves ? 4 * t + n : 8 * t + 4));
-            float2 a0 = __bfloat1622float2(a[0]), a1 = __bfloat1622float2(a[1]);
-            float2 b0 = __bfloat1622float2(b[0]), b1 = __bfloat1622float2(b[1]);
-            if (rope.halves) {
-                float2 t0 = mp_turned(a0.x, b0.x, cs[0]), t1 = mp_turned(a0.y, b0.y, cs[1]);
-                float2 t2 = mp_turned(a1.x, b1.x, cs[2]), t3 = mp_turned(a1.y, b1.y, cs[3]);
-                a[0] = __floats2bfloat162_rn(t0.x, t1.x);
-                a[1] = __floats2bfloat162_rn(t2.x, t3.x);
-                b[0] = __floats2bfloat162_rn(t0.y, t1.y);
-                b[1] = __floats2bfloat162_rn(t2.y, t3.y);
-            } else {
-                a0 = mp_turned(a0.x, a0.y, cs[0]);
-                a1 = mp_turned(a1.x, a1.y, cs[1]);
-                b0 = mp_turned(b0.x, b0.y, cs[2]);
-                b1 = mp_turned(b1.x, b1.y, cs[3]);
-                a[0] = __floats2bfloat162_rn(a0.x, a0.y);
-                a[1] = __floats2bfloat162_rn(a1.x, a1.y);
-                b[0] = __floats2bfloat162_rn(b0.x, b0.y);
-                b[1] = __floats2bfloat162_rn(b1.x, b1.y);
+        for (int i = 0; i < 4; i++) cs[i] = mp_turn(turns[i], delta, rope.magnitude);
+#pragma unroll 1
+        for (uint32_t row = reader * group, end = row + group; row < end; row += 2) {
+            uint2 *at[2][2], x[2][2]; /* two rows at a time, so that one's loads need not wait for the other's stores */
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                uint32_t r = min(row + k, end - 1);
+                uint8_t *rows = q + (r / 8) * (D * 16);
+                at[k][0] = (uint2 *)(rows + mp_kv_offset(D, r % 8, first));
+                at[k][1] = (uint2 *)(rows + mp_kv_offset(D, r % 8, second));
+                x[k][0] = *at[k][0];
+                x[k][1] = *at[k][1];
+            }
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                if (row + k < end) mp_turn_quad(x[k], at[k], cs, rope.halves);
             }
         }
     }

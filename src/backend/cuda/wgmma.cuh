@@ -103,4 +103,15 @@ static __device__ __forceinline__ void mp_product_pv(float (&d)[64], const uint3
         : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
 }
 
+/* l[64 rows, 8] += p b, with b [16, 8] in shared memory, not swizzled: two times 8 rows of 16 bytes. */
+static __device__ __forceinline__ void mp_product_sum(float (&l)[4], const uint32_t *p, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
+                 : "+f"(l[0]), "+f"(l[1]), "+f"(l[2]), "+f"(l[3])
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+}
+
+static __device__ __forceinline__ uint64_t mp_matrix_plain(uint32_t at, uint32_t stride) {
+    return (uint64_t)(stride >> 4) << 32 | (uint64_t)(stride >> 4) << 16 | (at & 0x3ffff) >> 4;
+}
+
 #endif
