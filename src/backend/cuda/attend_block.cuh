@@ -45,6 +45,7 @@ static __device__ __forceinline__ uint64_t mp_bits(int32_t from, int32_t to) { /
 static __device__ __forceinline__ uint64_t mp_walk_seen(const mp_walk *w, uint32_t page_size) {
     int32_t to = min(w->stop - w->key, 64);
     uint64_t range = mp_bits(w->lo - w->key, to);
+    if (w->mask == ~0ull) return range;
     uint32_t p = (uint32_t)w->key / page_size, q = (uint32_t)(w->key + to - 1) / page_size;
     uint64_t all = ~0ull >> (63 - (q - p)), pages = w->mask >> p & all;
     if (pages == all) return range;
@@ -96,6 +97,10 @@ static __device__ __forceinline__ bool mp_walk_next(mp_walk *w, const mp_cu_work
         w->stop = min(w->hi, (w->shared ? w->position[1] : w->index[1]) - w->first);
         w->key = w->lo & ~(int32_t)(MP_CU_STAGE_TOKENS - 1);
         new_cell = true;
+        if (w->stop > 0) { /* all pages that matter: said once, not asked at every stage */
+            uint64_t all = ~0ull >> (63 - (uint32_t)(w->stop - 1) / page_size);
+            if ((w->mask & all) == all) w->mask = ~0ull;
+        }
         const mp_cu_cell *cell = &work->cells[r->cell];
         w->pages = work->pages + cell->first_page;
         w->n_tokens = (int32_t)cell->n_tokens;

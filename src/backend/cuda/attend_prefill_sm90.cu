@@ -53,7 +53,6 @@ template <int D> struct shared {
     ticket tickets[TICKETS];
     int2 rows[2][MP_BLOCK_ROWS]; /* position and index + 1 of the matrix's rows; of this unit and the next */
     uint64_t turns[D / 2];
-    uint8_t ones[128]; /* bf16 */
     uint64_t full[shape<D>::RING], empty[shape<D>::RING], posted[TICKETS], read[TICKETS];
     uint64_t turned, loaded; /* queries are in shared memory; are in registers */
 };
@@ -161,27 +160,14 @@ static __device__ __forceinline__ void issue_scores(float s[32], const uint32_t 
     product_commit();
 }
 
-/* c [64, 8] += a [64, 16] b [16, 8]: sums of weights, b being ones. */
-static __device__ __forceinline__ void product_ones(float c[4], const uint32_t a[4], uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, 0;"
-        "\n}"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-/* o += p v and l += sums of p; add: else o = p v. */
+/* o += p v, or o = p v. */
 template <int D>
-static __device__ __forceinline__ void issue_values(float (&o)[D / 2], float l[4], const uint32_t p[4][4],
-                                                    const uint8_t *stage, const uint8_t *ones, int add) {
+static __device__ __forceinline__ void issue_values(float (&o)[D / 2], const uint32_t p[4][4], const uint8_t *stage,
+                                                    int add) {
     uint64_t values = operand(address(stage) + shape<D>::HALF, 1024, shape<D>::GROUP);
-    uint64_t columns = (uint64_t)(address(ones) >> 4 & 0x3fff); /* not swizzled; both halves of K are the same bytes */
     product_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++) product_values(o, p[k], values + k * (2 * shape<D>::GROUP / 16), k > 0 ? 1 : add);
-#pragma unroll
-    for (int k = 0; k < 4; k++) product_ones(l, p[k], columns);
     product_commit();
 }
 
@@ -208,27 +194,32 @@ static __device__ void write_nothing(const mp_cu_attend *a, const mp_cu_block *b
     }
 }
 
-/* One unit's stages into the ring. piece: tokens that lie together in a page and in a stage. */
+/* One unit's stages into the ring. A piece, 2^shift tokens, lies together in a page and in a stage. A cell has up to
+ * 64 pieces: lane l finds l and l + 32 when the cell begins. */
 template <int D>
 static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const mp_cu_block *b, uint32_t head,
-                                    uint32_t piece, cursor *at) {
-    const uint32_t lane = threadIdx.x & 31;
+                                    uint32_t shift, cursor *at) {
+    const uint32_t lane = threadIdx.x & 31, bytes = (shape<D>::GROUP / 8) << shift;
     const uint8_t *slab = a->slab + a->layer_offset + head * a->block_bytes;
+    const uint64_t own = lane << shift < 64 ? mp_bits(0, 1 << shift) << (lane << shift) : 0; /* keys of a stage */
+    uint64_t piece[2] = { 0, 0 };
     mp_walk w;
     int32_t base = 0;
     bool first = true;
     mp_walk_begin(&w, &a->work, b);
     for (; mp_walk_next(&w, &a->work, a->page_size); first = false) {
-        int32_t key = w.key + (int32_t)(lane * piece);
-        bool mine = lane * piece < MP_CU_STAGE_TOKENS && key < w.n_tokens &&
-                    (w.stage.seen & mp_bits((int32_t)(lane * piece), (int32_t)(lane * piece + piece)));
-        const uint8_t *from = NULL;
-        if (mine) {
-            uint32_t page = (uint32_t)key / a->page_size, in = (uint32_t)key - page * a->page_size;
-            from = slab + (size_t)__ldg(w.pages + page) * a->page_bytes + in / 8 * shape<D>::GROUP;
+        if (w.stage.new_cell) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                uint32_t key = (lane + 32 * i) << shift, page = key / a->page_size, in = key - page * a->page_size;
+                if ((int32_t)key >= w.n_tokens) break; /* what is behind the cell's end is not asked for */
+                piece[i] = (uint64_t)(slab + (size_t)__ldg(w.pages + page) * a->page_bytes + in / 8 * shape<D>::GROUP);
+            }
         }
-        uint32_t n_pieces = __popc(__ballot_sync(~0u, mine)), bytes = piece / 8 * shape<D>::GROUP;
-        bool turn = first || (w.stage.new_cell && w.stage.base != base);
+        const uint32_t index = ((uint32_t)w.key >> shift) + lane;
+        uint64_t low = __shfl_sync(~0u, piece[0], index & 31), high = __shfl_sync(~0u, piece[1], index & 31);
+        const bool mine = (w.stage.seen & own) != 0, turn = first || (w.stage.new_cell && w.stage.base != base);
+        const uint32_t n_pieces = __popc(__ballot_sync(~0u, mine));
         base = w.stage.base;
         barrier_wait(&sh->empty[at->slot], at->phase ^ 1);
         if (lane == 0) {
@@ -239,6 +230,7 @@ static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const 
             barrier_expect(&sh->full[at->slot], n_pieces * bytes);
         }
         __syncwarp();
+        const void *from = (const void *)(index < 32 ? low : high);
         if (mine) copy_bulk(sh->ring[at->slot] + lane * bytes, from, bytes, &sh->full[at->slot]);
         advance(at, shape<D>::RING);
     }
@@ -261,13 +253,13 @@ template <int D> static __device__ __forceinline__ ticket take(const mp_cu_atten
     return t;
 }
 
-template <int D> static __device__ __forceinline__ void produce(const mp_cu_attend *a, shared<D> *sh, uint32_t piece) {
+template <int D> static __device__ __forceinline__ void produce(const mp_cu_attend *a, shared<D> *sh, uint32_t shift) {
     cursor at = { 0, 0 }, tickets = { 0, 0 };
     ticket next = take(a, sh, &tickets);
     while (!next.end) {
         ticket now = next;
         next = take(a, sh, &tickets); /* the turners look ahead */
-        produce_unit<D>(a, sh, &now.block, now.head, piece, &at);
+        produce_unit<D>(a, sh, &now.block, now.head, shift, &at);
     }
     barrier_wait(&sh->empty[at.slot], at.phase ^ 1);
     if ((threadIdx.x & 31) == 0) {
@@ -415,18 +407,31 @@ static __device__ __forceinline__ state fresh() {
     return t;
 }
 
+static __device__ __forceinline__ float max4(float a, float b, float c, float d) {
+    return fmaxf(fmaxf(a, b), fmaxf(c, d));
+}
+
 /* Scores to weights, in place; f: what the state of before is to be scaled by. */
 static __device__ __forceinline__ void weigh(float s[32], state *t, float c, float f[2]) {
+    float top[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float top = t->top[h];
+        const float *x = s + 2 * h;
+        float a = max4(x[0], x[1], x[4], x[5]), b = max4(x[8], x[9], x[12], x[13]);
+        float d = max4(x[16], x[17], x[20], x[21]), e = max4(x[24], x[25], x[28], x[29]);
+        top[h] = fmaxf(t->top[h], max4(a, b, d, e));
+    }
 #pragma unroll
-        for (int n = 0; n < 8; n++) top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-        float m = mp_row_max(top, c);
+    for (int i = 1; i <= 2; i *= 2) {
+        float other[2] = { __shfl_xor_sync(~0u, top[0], i), __shfl_xor_sync(~0u, top[1], i) };
+        top[0] = fmaxf(top[0], other[0]);
+        top[1] = fmaxf(top[1], other[1]);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float m = mp_row_max(top[h], c);
         f[h] = mp_rescale(t->top[h], t->m[h], m);
-        t->top[h] = top;
+        t->top[h] = top[h];
         t->m[h] = m;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
@@ -436,9 +441,19 @@ static __device__ __forceinline__ void weigh(float s[32], state *t, float c, flo
     }
 }
 
-static __device__ __forceinline__ void take_weights(const float s[32], uint32_t p[4][4]) {
+/* Weights as an operand, and their sums. When the values of the stage before have been added: p has their weights till
+ * then. */
+static __device__ __forceinline__ void take_weights(const float s[32], uint32_t p[4][4], float l[4]) {
 #pragma unroll
     for (int i = 0; i < 16; i++) p[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %8}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(l[0]), "+f"(l[1]), "+f"(l[2]), "+f"(l[3])
+            : "r"(p[k][0]), "r"(p[k][1]), "r"(p[k][2]), "r"(p[k][3]), "r"(0x3f803f80u));
+    }
 }
 
 template <int D> static __device__ __forceinline__ void rescale(float o[D / 2], const float f[2]) {
@@ -538,9 +553,8 @@ static __device__ __forceinline__ uint32_t meet(const mp_cu_attend *a, shared<D>
 }
 
 template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume(const mp_cu_attend *a, shared<D> *sh) {
-    uint32_t thread = threadIdx.x;
-    asm volatile("" : "+r"(thread)); /* read once: the special register is slow */
-    const uint32_t lane = thread & 31, m = thread / 32 * 16 + lane / 4;
+    const uint32_t lane = threadIdx.x & 31, m = threadIdx.x / 32 * 16 + lane / 4;
+    const bool leader = __shfl_sync(~0u, lane == 0, lane); /* kept: to read the lane again is slow */
     const float c = a->scale * MP_LOG2E;
     uint32_t q[D / 16][4], p[4][4], n_jobs = 0, n_units = 1; /* 2 at the first unit, whose rows are in rows[0] */
     float s[32], o[D / 2], f[2];
@@ -557,7 +571,7 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
     for (int i = 0; i < 16; i++) p[i / 4][i % 4] = 0;
     while (!(flags & END)) {
         issue_scores<D>(s, q, sh->ring[at.slot]);
-        issue_values<D>(o, l, p, sh->ring[before], sh->ones, add);
+        issue_values<D>(o, p, sh->ring[before], add);
         product_wait<1>();
         if (__builtin_expect(!(flags & WHOLE), 0)) {
             const note *now = &sh->notes[at.slot];
@@ -581,22 +595,24 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
         /* Here, because the compiler would move the wait before the weights' arithmetic if nothing stood between. */
         uint32_t next_flags = meet<D, WHOLE_ROPE>(a, sh, &at, q, &n_jobs, &n_units);
         product_wait<0>();
-        if (begun && lane == 0) barrier_arrive(&sh->empty[done]);
+        if (begun && leader) barrier_arrive(&sh->empty[done]);
         begun = true;
         if (__builtin_expect(flags & NEW_CELL, 0)) {
             fold<D>(a, sh, &u, old, l, o, flags & NEW_UNIT);
             if (flags & NEW_UNIT) begin_unit(&u, &sh->notes[before]);
-        } else {
+            l[0] = l[1] = l[2] = l[3] = 0.0f;
+            take_weights(s, p, l);
+        } else { /* in one block: the sums wait for each other, and their gaps are filled */
+#pragma unroll
+            for (int i = 0; i < 4; i++) l[i] = __fmul_rn(l[i], f[i / 2]);
+            take_weights(s, p, l);
             rescale<D>(o, f);
         }
         add = !(flags & NEW_CELL);
-        take_weights(s, p);
-#pragma unroll
-        for (int i = 0; i < 4; i++) l[i] = __fmul_rn(l[i], f[i / 2]); /* 0 for a new cell */
         flags = next_flags;
     }
     if (!begun) return;
-    issue_values<D>(o, l, p, sh->ring[before], sh->ones, add);
+    issue_values<D>(o, p, sh->ring[before], add);
     product_wait<0>();
     fold<D>(a, sh, &u, t.m, l, o, true);
 }
@@ -606,15 +622,14 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
 /* WHOLE_ROPE: all dimensions are turned, as nearly all models do; the consumers do it, in registers. Else the turners,
  * who need the registers. Launched with 168 for each of 3 warpgroups. */
 template <int D, bool WHOLE_ROPE>
-static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_constant__ mp_cu_attend a, uint32_t piece) {
-    constexpr int FEW = WHOLE_ROPE ? 56 : 88, MANY = WHOLE_ROPE ? 224 : 208;
+static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_constant__ mp_cu_attend a, uint32_t shift) {
+    constexpr int FEW = WHOLE_ROPE ? 72 : 88, MANY = WHOLE_ROPE ? 216 : 208;
     extern __shared__ __align__(1024) uint8_t smem[];
     shared<D> *sh = (shared<D> *)smem;
     /* What a stage leaves of the one before it gets weight 0, and must be a number for that. */
     for (uint32_t i = threadIdx.x; i < sizeof sh->ring / 16; i += THREADS)
         ((uint4 *)sh->ring)[i] = make_uint4(0, 0, 0, 0);
     for (uint32_t i = threadIdx.x; i < min(a.rope.n_pairs, D / 2); i += THREADS) sh->turns[i] = a.rope.turns[i];
-    if (threadIdx.x < sizeof sh->ones / 4) ((uint32_t *)sh->ones)[threadIdx.x] = 0x3f803f80u;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < shape<D>::RING; i++) {
             barrier_init(&sh->full[i], 1);
@@ -633,7 +648,7 @@ static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_consta
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW));
         if (threadIdx.x < CONSUMERS + 32) {
-            produce<D>(&a, sh, piece);
+            produce<D>(&a, sh, shift);
         } else {
             turn<D, WHOLE_ROPE>(&a, sh, threadIdx.x - CONSUMERS - 32);
         }
@@ -644,15 +659,16 @@ static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_consta
 }
 
 template <int D, bool WHOLE_ROPE> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
-    uint32_t piece = MP_CU_STAGE_TOKENS; /* the greatest common divisor with the page size */
-    while (a->page_size % piece) piece /= 2;
+    uint32_t shift = 6; /* pieces: the greatest power of two that divides a page and a stage */
+    while (a->page_size & ((1u << shift) - 1)) shift--;
+    if (shift < 4) return cudaErrorNotSupported; /* a cell would have more than 64 */
     int bytes = (int)sizeof(shared<D>);
     cudaError_t error =
         cudaFuncSetAttribute(prefill<D, WHOLE_ROPE>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
     uint32_t units = a->max_blocks * a->n_kv_heads;
     if (units > a->n_sm) units = a->n_sm;
-    prefill<D, WHOLE_ROPE><<<units, THREADS, bytes, stream>>>(*a, piece);
+    prefill<D, WHOLE_ROPE><<<units, THREADS, bytes, stream>>>(*a, shift);
     return cudaGetLastError();
 }
 
