@@ -59,6 +59,7 @@ typedef struct slot {
 
 typedef struct page_state {
     uint64_t zeroed, written; /* versions */
+    bool unspoiled;           /* written since it was spoiled last */
     uint32_t n_written;       /* slots of that version */
     uint64_t owned;           /* version whose scope is known */
     uint32_t scope;
@@ -101,7 +102,7 @@ struct world {
 /* How often what should happen did happen. */
 static struct {
     uint64_t rows, submits, busy, too_long, finished, cancelled[4], audits, clears, preempted, evicted, compiled,
-        prefix_hits, chunk_hits, multi_readers;
+        prefix_hits, chunk_hits, multi_readers, spoiled;
 } seen;
 
 static mp_digest scope_digest(uint32_t scope) {
@@ -145,6 +146,7 @@ static void open_world(world *w) {
     c->step_tokens = 1 + random_below(chance(50) ? 16 : 64);
     c->context = 200 + random_below(CONTEXT - 200);
     c->eviction = chance(70) ? MEPIC_EVICT_S3FIFO : MEPIC_EVICT_LRU;
+    c->spoil_freed = true;
     c->fault = &w->fault;
     w->canonical.n = chance(80) ? random_below(c->n_pages > 200 ? TWIN_CANONICAL_MAX : 60) : 0;
     for (uint32_t i = 0; i < w->canonical.n; i++) w->canonical.tokens[i] = (int32_t)(900000 + i);
@@ -175,7 +177,7 @@ static slot *slot_of(world *w, mp_page page, uint32_t i) {
 static void must_be_in_scope(world *w, mp_page page, uint32_t scope) {
     page_state *p = &w->pages[page];
     uint64_t version = mp_scheduler_page_version(w->s, page);
-    if (p->owned != version) *p = (page_state){ p->zeroed, p->written, p->n_written, version, scope };
+    if (p->owned != version) *p = (page_state){ p->zeroed, p->written, p->unspoiled, p->n_written, version, scope };
     if (p->scope != scope) die("page %u of scope %u is read in scope %u", page, p->scope, scope);
 }
 
@@ -206,6 +208,17 @@ static live *find_live(world *w, const mp_request *request) {
     return NULL;
 }
 
+/* What still reads a freed page sees numbers that nobody wrote. */
+static void spoil_pages(world *w, const mp_step *step) {
+    for (uint32_t i = 0; i < step->n_spoil_pages; i++) {
+        mp_page page = step->spoil_pages[i];
+        if (!w->pages[page].unspoiled) die("page %u is spoiled, which nobody wrote", page);
+        w->pages[page].unspoiled = false;
+        memset(slot_of(w, page, 0), 0xff, w->config.page_size * sizeof(slot));
+        seen.spoiled++;
+    }
+}
+
 static void zero_pages(world *w, const mp_step *step) {
     for (uint32_t i = 0; i < step->n_zero_pages; i++) {
         mp_page page = step->zero_pages[i];
@@ -224,11 +237,13 @@ static void write_slot(world *w, const mp_row *row, uint64_t value) {
         p->written = version;
         p->n_written = 0;
     }
+    p->unspoiled = true;
     if (p->n_written++ != row->slot) die("slot %u of page %u is not the next one", row->slot, row->page);
     *slot_of(w, row->page, row->slot) = (slot){ .value = value, .angle = row->position };
 }
 
 static void forward(world *w, const mp_step *step) {
+    spoil_pages(w, step);
     zero_pages(w, step);
     uint32_t n_logits = 0;
     if (step->n_rows > w->config.step_tokens) die("%u rows in a step", step->n_rows);
@@ -498,7 +513,7 @@ int main(int argc, char **argv) {
            (unsigned long long)seen.compiled, (unsigned long long)seen.prefix_hits, (unsigned long long)seen.chunk_hits,
            (unsigned long long)seen.multi_readers, (unsigned long long)seen.audits);
     bool all = seen.finished && seen.preempted && seen.evicted && seen.prefix_hits && seen.chunk_hits &&
-               seen.multi_readers && seen.audits && seen.busy && seen.too_long && seen.clears;
+               seen.multi_readers && seen.audits && seen.busy && seen.too_long && seen.clears && seen.spoiled;
     for (int i = 0; i < 4; i++) all = all && seen.cancelled[i];
     if (wanted >= 100000 && !all) die("something that the simulation is for never happened");
     return 0;

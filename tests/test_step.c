@@ -232,9 +232,54 @@ static void what_a_preemption_frees_is_not_given_to_the_queue(void **state) {
     mp_scheduler_close(b.s);
 }
 
+/* Freed pages are listed by the next step that computes something, once, unless it writes them. */
+static void what_was_written_and_is_free_is_spoiled_once(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 40);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 1, 5 * PAGE);
+    mp_request_spec spec = spec_of(&p);
+    spec.reuse = MEPIC_REUSE_NONE;
+    spec.max_tokens = 1;
+    uint32_t n_spoiled = 0;
+    for (uint32_t round = 0; round < 3; round++) {
+        const mp_step *made;
+        mp_request *r = submit(&b, &spec);
+        assert_int_equal(mp_scheduler_step(b.s, &made, &b.err), MEPIC_OK);
+        assert_int_equal(made->n_zero_pages, 5);
+        assert_int_equal(made->n_spoil_pages, 0); /* the pages that were freed last are taken first */
+        mp_scheduler_commit(b.s);
+        mp_scheduler_finish(b.s, r);
+        assert_int_equal(mp_scheduler_step(b.s, &made, &b.err), MEPIC_OK); /* nothing to do, and nobody computes it */
+        assert_int_equal(made->n_spoil_pages, 0);
+    }
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 1, PAGE);
+    spec.tokens = p.tokens;
+    spec.n_tokens = p.n;
+    spec.n_spans = p.n_spans;
+    submit(&b, &spec);
+    for (uint32_t i = 0; i < 2; i++) {
+        const mp_step *made;
+        assert_int_equal(mp_scheduler_step(b.s, &made, &b.err), MEPIC_OK);
+        for (uint32_t k = 0; k < made->n_spoil_pages; k++) assert_true(made->spoil_pages[k] < 5);
+        n_spoiled += made->n_spoil_pages;
+        mp_request *r = mp_scheduler_request(b.s, made->rows[0].seq);
+        mp_scheduler_commit(b.s);
+        if (i == 0) mp_scheduler_append(b.s, r, 7);
+    }
+    assert_true(n_spoiled == 3 || n_spoiled == 4);
+    mp_scheduler_close(b.s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_come_in_the_order_of_the_rules),
+        cmocka_unit_test(what_was_written_and_is_free_is_spoiled_once),
         cmocka_unit_test(all_get_their_turn_when_decoding_takes_every_row),
         cmocka_unit_test(a_step_is_not_empty_where_the_newest_preempts_itself),
         cmocka_unit_test(the_newest_is_preempted_and_comes_back),

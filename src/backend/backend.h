@@ -84,7 +84,8 @@ typedef struct mp_backend_ops {
     /* "cpu/avx512-vnni": with the kernel version, part of the model digest. Valid until close. */
     const char *(*numerics)(const mp_backend *b);
 
-    /* Brackets of a step: begin borrows `step` until end and zeroes its zero_pages; end reports what went wrong. */
+    /* Brackets of a step: begin borrows `step` until end, fills its spoil_pages with NaN and zeroes its zero_pages; end
+     * reports what went wrong. */
     void (*step_begin)(mp_backend *b, const mp_step *step);
     mepic_status (*step_end)(mp_backend *b, mepic_error *err);
 

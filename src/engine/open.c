@@ -113,6 +113,9 @@ static void scheduler_config(const mepic_engine *e, mp_scheduler_config *out) {
         .eviction = o->eviction,
         .canonical = e->canonical.ids,
         .n_canonical = (uint32_t)e->canonical.n,
+#ifndef NDEBUG
+        .spoil_freed = true,
+#endif
     };
 }
 

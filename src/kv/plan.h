@@ -82,11 +82,13 @@ typedef struct mp_row {
     bool logits;      /* its logits are wanted */
 } mp_row;
 
-/* A step is data: what to zero, what to compute, who reads what. Rows of one sequence are consecutive. */
+/* A step is data: what to spoil and to zero, what to compute, who reads what. Rows of one sequence are consecutive. */
 typedef struct mp_step {
     const mp_row *rows;
     uint32_t n_rows;
     uint32_t n_logits;          /* rows with `logits`, in row order: the i-th such row is logits row i */
+    const mp_page *spoil_pages; /* free pages to fill with NaN: only where somebody looks for readers of freed pages */
+    uint32_t n_spoil_pages;
     const mp_page *zero_pages;  /* pages to zero before anything is written */
     uint32_t n_zero_pages;
     const mp_plan *plan;

@@ -46,6 +46,13 @@ static bool open_seqs(mp_seq_stack *stack, uint32_t first, uint32_t n) {
     return true;
 }
 
+static bool open_spoiling(mp_scheduler *s) {
+    if (!s->config.spoil_freed) return true;
+    s->spoil_pages = mp_calloc(s->config.n_pages, sizeof *s->spoil_pages);
+    s->written = mp_calloc(s->config.n_pages, sizeof *s->written);
+    return s->spoil_pages && s->written;
+}
+
 static mepic_status open_tables(mp_scheduler *s, mepic_error *err) {
     const mp_scheduler_config *c = &s->config;
     s->sha = mp_sha256_open();
@@ -53,7 +60,7 @@ static mepic_status open_tables(mp_scheduler *s, mepic_error *err) {
     s->by_seq = mp_calloc(c->max_jobs, sizeof(mp_job *));
     s->rows = mp_calloc(c->step_tokens, sizeof *s->rows);
     s->zero_pages = mp_calloc(c->step_tokens, sizeof *s->zero_pages);
-    bool ok = s->sha && s->requests && s->by_seq && s->rows && s->zero_pages &&
+    bool ok = s->sha && s->requests && s->by_seq && s->rows && s->zero_pages && open_spoiling(s) &&
               open_seqs(&s->request_seqs, 0, c->max_running) && open_seqs(&s->job_seqs, c->max_running, c->max_jobs);
     if (ok && c->n_canonical > 0) {
         s->canonical = mp_job_open(c->canonical, c->n_canonical, c->page_size, 0);
@@ -105,6 +112,8 @@ void mp_scheduler_close(mp_scheduler *s) {
     mp_free(s->job_seqs.ids);
     mp_free(s->rows);
     mp_free(s->zero_pages);
+    mp_free(s->spoil_pages);
+    mp_free(s->written);
     mp_free(s);
 }
 

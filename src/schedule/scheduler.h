@@ -38,6 +38,7 @@ typedef struct mp_scheduler_config {
     mp_digest model;       /* weights, hyper-parameters, KV type, page size, numerics class */
     const int32_t *canonical; /* tokens of the canonical context, copied; n_canonical 0: none */
     uint32_t n_canonical;
+    bool spoil_freed;      /* steps list what to fill with NaN: all that was written and is free again; O(pages) */
     mp_fault *fault;       /* borrowed */
 } mp_scheduler_config;
 

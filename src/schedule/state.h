@@ -40,6 +40,8 @@ struct mp_scheduler {
     bool in_step;        /* between step and commit */
     mp_row *rows;        /* [step_tokens] */
     mp_page *zero_pages; /* [step_tokens] */
+    mp_page *spoil_pages; /* [n_pages], and */
+    bool *written;        /* [n_pages] since the page was spoiled last; both NULL without config.spoil_freed */
     mp_step step;
     mepic_stats stats; /* counters; what can be counted when asked is not kept here */
 };

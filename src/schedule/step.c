@@ -151,16 +151,29 @@ static void list_rows(mp_scheduler *s) {
     for (mp_request *r = oldest ? oldest->next : NULL; r && budget(s) > 0; r = r->next) prefill(s, r);
 }
 
+/* Free pages that have been written since they were spoiled last; those this step writes are not free. */
+static void list_spoiled(mp_scheduler *s) {
+    const mp_pool *pool = &s->kv.pool;
+    for (uint32_t i = 0; i < s->step.n_zero_pages; i++) s->written[s->zero_pages[i]] = true;
+    for (uint32_t i = 0; i < pool->n_free; i++) {
+        if (!s->written[pool->free[i]]) continue;
+        s->written[pool->free[i]] = false;
+        s->spoil_pages[s->step.n_spoil_pages++] = pool->free[i];
+    }
+}
+
 static uint32_t pages_referenced(const mp_scheduler *s) {
     return s->kv.pool.n_referenced - (s->canonical ? s->canonical->stream.n_pages : 0);
 }
 
 mepic_status mp_scheduler_step(mp_scheduler *s, const mp_step **out, mepic_error *err) {
     if (mp_invariant(s->fault, !s->in_step, "a step is committed before the next one")) {
-        s->step = (mp_step){ .rows = s->rows, .zero_pages = s->zero_pages, .plan = s->plan };
+        s->step =
+            (mp_step){ .rows = s->rows, .spoil_pages = s->spoil_pages, .zero_pages = s->zero_pages, .plan = s->plan };
         mp_plan_begin_step(s->plan);
         list_rows(s);
         s->in_step = s->step.n_rows > 0; /* an empty step needs no commit */
+        if (s->in_step && s->config.spoil_freed) list_spoiled(s);
         s->stats.steps += s->step.n_rows > 0;
         uint32_t n = pages_referenced(s);
         if (n > s->stats.peak_pages_referenced) s->stats.peak_pages_referenced = n;

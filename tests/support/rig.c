@@ -58,6 +58,7 @@ rig *rig_open(const rig_options *options) {
         .eviction = o->eviction ? o->eviction : MEPIC_EVICT_S3FIFO,
         .canonical = o->canonical,
         .n_canonical = o->n_canonical,
+        .spoil_freed = true,
         .fault = &r->fault,
     };
     mp_backend_config backend = {

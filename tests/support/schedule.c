@@ -21,6 +21,7 @@ mp_scheduler_config small(bench *b, uint32_t n_pages) {
                                   .context = TOKENS_MAX,
                                   .canonical = canonical,
                                   .n_canonical = 40,
+                                  .spoil_freed = true,
                                   .fault = &b->fault };
 }
 

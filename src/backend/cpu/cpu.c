@@ -270,6 +270,10 @@ static uint8_t *page_data(cpu_backend *c, mp_page page) {
 static void cpu_step_begin(mp_backend *b, const mp_step *step) {
     cpu_backend *c = self(b);
     c->step = step;
+    /* All bits set are NaN in every floating-point type. */
+    for (uint32_t i = 0; i < step->n_spoil_pages; i++) {
+        memset(page_data(c, step->spoil_pages[i]), 0xff, c->slab.page_bytes);
+    }
     for (uint32_t i = 0; i < step->n_zero_pages; i++) memset(page_data(c, step->zero_pages[i]), 0, c->slab.page_bytes);
     mp_attend_begin(c->attend, step);
 }

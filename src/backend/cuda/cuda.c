@@ -375,6 +375,10 @@ static void cuda_step_begin(mp_backend *b, const mp_step *step) {
     c->has_items = counts->n_items > 0;
     c->has_blocks = counts->n_blocks > 0;
     mp_cu_lists_send(c->lists, &c->device);
+    for (uint32_t i = 0; i < step->n_spoil_pages; i++) { /* all bits set are NaN in every floating-point type */
+        CUDA_TRY(&c->device, cudaMemsetAsync(c->slab + step->spoil_pages[i] * c->page_bytes, 0xff, c->page_bytes,
+                                             c->device.stream));
+    }
     if (step->n_zero_pages > 0) {
         const uint32_t *zero = mp_cu_lists_zero_pages(c->lists);
         CUDA_TRY(&c->device,
