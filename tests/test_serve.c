@@ -197,60 +197,6 @@ static void one_connection_carries_many_requests(void **state) {
 
 /* ---- Refusals ---------------------------------------------------------------------------------------------------- */
 
-/* A body that is refused, with a word of the message and the field at fault. */
-static void bad_bodies_are_named(void **state) {
-    (void)state;
-    static const struct {
-        const char *body, *param, *word;
-        int status;
-    } bad[] = {
-        { "", NULL, "empty", 400 },
-        { "[]", NULL, "an array", 400 },
-        { "{\"messages\":[]", NULL, "line 1", 400 },
-        { "{\"a\":1,\"a\":2}", NULL, "duplicate", 400 },
-        { "{}", "messages", "missing", 400 },
-        { "{\"messages\":[]}", "messages", "1 to", 400 },
-        { "{\"messages\":[3]}", "messages[0]", "whole number", 400 },
-        { "{\"messages\":[{\"role\":\"king\",\"content\":\"x\"}]}", "messages[0]", "role", 400 },
-        { "{\"messages\":[{\"role\":\"user\"}]}", "messages[0]", "content", 400 },
-        { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}", "messages[0].content[0]",
-          "text", 400 },
-        { CHAT("\"model\":\"gpt-9\""), "model", "gpt-9", 404 },
-        { CHAT("\"model\":7"), "model", "string", 400 },
-        { CHAT("\"temperature\":\"hot\""), NULL, "duplicate", 400 },
-        { CHAT("\"top_p\":1.5"), "top_p", "from 0 to 1", 400 },
-        { CHAT("\"n\":9"), "n", "from 1 to 8", 400 },
-        { CHAT("\"n\":1.0"), "n", "whole number", 400 },
-        { CHAT("\"max_tokens\":0"), "max_tokens", "from 1", 400 },
-        { CHAT("\"max_tokens\":-1"), "max_tokens", "from 1", 400 },
-        { CHAT("\"max_tokens\":1e3"), "max_tokens", "whole number", 400 },
-        { CHAT("\"seed\":99999999999999999999"), NULL, "integer", 400 },
-        { CHAT("\"top_logprobs\":21"), "top_logprobs", "from 0 to 20", 400 },
-        { CHAT("\"stop\":\"\""), "stop", "1 to 1024", 400 },
-        { CHAT("\"stop\":[1]"), "stop", "string", 400 },
-        { CHAT("\"stop_token_ids\":[299]"), "stop_token_ids", "299 is not a token", 400 },
-        { CHAT("\"logit_bias\":{\"x\":1}"), "logit_bias", "token id", 400 },
-        { CHAT("\"logit_bias\":{\"1\":101}"), "logit_bias", "-100 to 100", 400 },
-        { CHAT("\"reuse\":\"all\""), "reuse", "mepic", 400 },
-        { CHAT("\"stream_options\":1"), "stream_options", "object", 400 },
-        { CHAT("\"response_format\":{\"type\":\"json_object\"}"), "response_format", "not supported", 400 },
-        { CHAT("\"grammar\":\"x\""), "grammar", "not supported", 400 },
-        { CHAT("\"documents\":[{}]"), "documents[0]", "no text", 400 },
-        { CHAT("\"documents\":[1]"), "documents[0]", "whole number", 400 },
-        { CHAT("\"documents\":{}"), "documents", "array", 400 },
-    };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        json_t *root = http_ask_json(port, "POST", "/v1/chat/completions", bad[i].body, bad[i].status);
-        if (!strstr(text_at(root, "error/message"), bad[i].word)) {
-            fail_msg("'%s' is not in: %s", bad[i].word, text_at(root, "error/message"));
-        }
-        if (bad[i].param) assert_string_equal(text_at(root, "error/param"), bad[i].param);
-        assert_string_equal(text_at(root, "error/type"),
-                            bad[i].status == 404 ? "not_found_error" : "invalid_request_error");
-        json_decref(root);
-    }
-}
-
 static void what_does_not_fit_is_refused_with_its_numbers(void **state) {
     (void)state;
     char body[4096], prompt[2048];
@@ -484,7 +430,6 @@ int main(void) {
         cmocka_unit_test_setup_teardown(token_ids_are_a_prompt, setup, teardown),
         cmocka_unit_test_setup_teardown(logprobs_come_with_every_token, setup, teardown),
         cmocka_unit_test_setup_teardown(one_connection_carries_many_requests, setup, teardown),
-        cmocka_unit_test_setup_teardown(bad_bodies_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(what_does_not_fit_is_refused_with_its_numbers, setup, teardown),
         cmocka_unit_test_setup_teardown(a_text_far_too_long_is_not_tokenized, setup, teardown),
         cmocka_unit_test(no_memory_is_no_unknown_key),

@@ -1,4 +1,4 @@
-/* Anthropic's messages: bodies, streams, documents, where a prompt's tokens came from, and what is refused. */
+/* Anthropic's messages: bodies, streams, documents, where a prompt's tokens came from. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -303,74 +303,6 @@ static void a_breakpoint_that_moves_costs_nothing(void **state) {
     }
 }
 
-/* ---- Refusals ---------------------------------------------------------------------------------------------------- */
-
-#define CONTENT(blocks) "{\"messages\":[{\"role\":\"user\",\"content\":" blocks "}]}"
-
-static void what_is_wrong_is_named_in_its_own_shape(void **state) {
-    (void)state;
-    static const struct {
-        const char *body, *word;
-        int status;
-    } bad[] = {
-        { "", "empty", 400 },
-        { "{}", "'messages' is missing", 400 },
-        { "{\"messages\":[]}", "1 to", 400 },
-        { "{\"messages\":[1]}", "'messages[0]' is a whole number", 400 },
-        { "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}]}", "must be user or assistant", 400 },
-        { "{\"messages\":[{\"role\":\"user\"}]}", "'messages[0].content' is missing", 400 },
-        { "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"y\"}]}",
-          "end with the user", 400 },
-        { CONTENT("[1]"), "'messages[0].content[0]' has the type ''", 400 },
-        { CONTENT("[{\"type\":\"image\"}]"), "the type 'image'", 400 },
-        { CONTENT("[{\"type\":\"text\"}]"), "'messages[0].content[0].text' is missing", 400 },
-        { CONTENT("[{\"type\":\"document\"}]"), ".source' is missing", 400 },
-        { CONTENT("[{\"type\":\"document\",\"source\":{\"type\":\"base64\"}}]"), "must be \"text\" or \"content\"",
-          400 },
-        { CONTENT("[{\"type\":\"document\",\"source\":{\"type\":\"text\",\"data\":\"\\n\"}}]"), "has no text", 400 },
-        { CONTENT("[{\"type\":\"document\",\"title\":\"t\",\"source\":{\"type\":\"text\",\"data\":\"\"}}]"),
-          "has no text", 400 },
-        { CONTENT("[{\"type\":\"document\",\"title\":1,\"source\":{\"type\":\"text\",\"data\":\"x\"}}]"), ".title' is",
-          400 },
-        { CONTENT("[{\"type\":\"document\",\"source\":{\"type\":\"content\",\"content\":[{\"type\":\"image\"}]}}]"),
-          "source.content[0].type' must be", 400 },
-        { CONTENT("[{\"type\":\"search_result\",\"source\":\"s\",\"content\":[]}]"), ".title' is missing", 400 },
-        { CONTENT("[{\"type\":\"search_result\",\"title\":\"t\",\"source\":\"s\"}]"), ".content' is missing", 400 },
-        { CONTENT("[{\"type\":\"tool_result\",\"content\":[{\"type\":\"image\"}]}]"), "content[0].content[0]' has",
-          400 },
-        { "{\"messages\":[{\"role\":\"assistant\",\"content\":[{\"type\":\"tool_use\",\"name\":\"f\"}]},{\"role\":"
-          "\"user\","
-          "\"content\":\"x\"}]}",
-          "arguments must be", 400 },
-        { "{\"messages\":[{\"role\":\"assistant\",\"content\":[{\"type\":\"document\"}]},{\"role\":\"user\","
-          "\"content\":\"x\"}]}",
-          "must be text, tool_use or thinking", 400 },
-        { ASK(",\"system\":1"), "'system' is a whole number", 400 },
-        { ASK(",\"model\":\"claude\""), "no model 'claude'", 404 },
-        { ASK(",\"temperature\":-1"), "from 0 to 100", 400 },
-        { ASK(",\"stop_sequences\":[\"\"]"), "stop_sequences", 400 },
-        { ASK(",\"thinking\":{\"type\":\"enabled\",\"budget_tokens\":2000}"), "'thinking' other than", 400 },
-        { ASK(",\"tools\":[{\"type\":\"web_search_20250305\",\"name\":\"w\"}]"), "has no tools of its own", 400 },
-        { ASK(",\"tools\":[{\"name\":\"w\"}]"), "input_schema' is missing", 400 },
-        { ASK(",\"tool_choice\":{\"type\":\"any\"}"), "forces a call", 400 },
-        { ASK(",\"tool_choice\":{\"type\":\"tool\",\"name\":\"w\"}"), "forces a call", 400 },
-    };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        json_t *root = http_ask_json(port, "POST", i % 2 ? "/v1/messages" : "/v1/messages/count_tokens", bad[i].body,
-                                     bad[i].status);
-        if (!strstr(text_at(root, "error/message"), bad[i].word)) {
-            fail_msg("'%s' is not in: %s", bad[i].word, text_at(root, "error/message"));
-        }
-        assert_string_equal(text_at(root, "type"), "error");
-        assert_string_equal(text_at(root, "error/type"),
-                            bad[i].status == 404 ? "not_found_error" : "invalid_request_error");
-        json_decref(root);
-    }
-    http_reply reply;
-    assert_int_equal(http_ask(port, "GET", "/v1/messages", "", NULL, &reply), 405);
-    http_reply_clear(&reply);
-}
-
 static void what_makes_no_difference_is_accepted(void **state) {
     (void)state;
     json_decref(
@@ -472,7 +404,6 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_search_result_is_one_as_well, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(wrappers_stand_outside, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(a_breakpoint_that_moves_costs_nothing, setup_tools, teardown),
-        cmocka_unit_test_setup_teardown(what_is_wrong_is_named_in_its_own_shape, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(what_makes_no_difference_is_accepted, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(what_stands_between_separators_is_a_chunk, setup_tools, teardown),
     };

@@ -237,12 +237,38 @@ static void a_request_that_never_ends_is_cut_off(void **state) {
 static void more_log_probabilities_than_a_body_holds_are_refused(void **state) {
     (void)state;
     open_long(NULL, 8);
-    json_t *refused =
-        http_ask_json(port, "POST", "/v1/chat/completions", "{" CHAT ",\"n\":8,\"max_tokens\":1561}", 400);
-    assert_string_equal(text_at(refused, "error/param"), "logprobs");
-    assert_non_null(strstr(text_at(refused, "error/message"), "8 replies of 1561 tokens with 21"));
-    assert_non_null(strstr(text_at(refused, "error/message"), "262248"));
-    json_decref(refused);
+    static const char *const asks[][2] = {
+        { "/v1/chat/completions", "{" CHAT ",\"n\":8,\"max_tokens\":1561}" },
+        { "/v1/completions", "{\"prompt\":[\"x\",\"y\"],\"n\":4,\"logprobs\":20,\"max_tokens\":1561}" },
+    };
+    for (size_t i = 0; i < 2; i++) {
+        json_t *refused = http_ask_json(port, "POST", asks[i][0], asks[i][1], 400);
+        assert_string_equal(text_at(refused, "error/param"), "logprobs");
+        assert_non_null(strstr(text_at(refused, "error/message"), "8 replies of 1561 tokens with 21"));
+        assert_non_null(strstr(text_at(refused, "error/message"), "262248"));
+        json_decref(refused);
+    }
+    close_long();
+}
+
+/* Who does not say how long replies may be gets as many log-probabilities as fit, and not a failure at the end. */
+static void replies_of_no_given_length_end_where_their_log_probabilities_do(void **state) {
+    (void)state;
+    open_long(NULL, 8);
+    json_t *root = http_ask_json(port, "POST", "/v1/chat/completions", "{" CHAT ",\"n\":8,\"ignore_eos\":true}", 200);
+    for (size_t i = 0; i < 8; i++) {
+        const json_t *reply = json_array_get(at(root, "choices"), i);
+        assert_string_equal(text_at(reply, "finish_reason"), "length");
+        assert_int_equal(json_array_size(at(reply, "logprobs/content")), (1 << 18) / (8 * 21));
+    }
+    json_decref(root);
+    /* of few there is no such end: only the context's */
+    root = http_ask_json(port, "POST", "/v1/chat/completions",
+                         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"logprobs\":true,\"max_tokens\":2000,"
+                         "\"ignore_eos\":true}",
+                         200);
+    assert_int_equal(json_array_size(at(root, "choices/0/logprobs/content")), 2000);
+    json_decref(root);
     close_long();
 }
 
@@ -403,6 +429,7 @@ int main(void) {
         cmocka_unit_test(a_reader_of_many_replies_may_leave_more_behind),
         cmocka_unit_test(a_request_that_never_ends_is_cut_off),
         cmocka_unit_test(more_log_probabilities_than_a_body_holds_are_refused),
+        cmocka_unit_test(replies_of_no_given_length_end_where_their_log_probabilities_do),
         cmocka_unit_test(log_probabilities_do_not_grow_for_ever),
         cmocka_unit_test(out_of_memory_costs_one_request),
         cmocka_unit_test(an_ending_server_says_why),

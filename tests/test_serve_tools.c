@@ -565,37 +565,6 @@ static void failing_memory_is_reported(void **state) {
 
 /* ---- Over HTTP --------------------------------------------------------------------------------------------------- */
 
-static void what_is_wrong_is_named(void **state) {
-    (void)state;
-#define WITH(message) "{\"messages\":[{\"role\":\"user\",\"content\":\"U\"}," message "]}"
-    static const char *const bad[][2] = {
-        { OPENAI(",\"tool_choice\":\"required\""), "forces a call" },
-        { OPENAI(",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}"), "forces a call" },
-        { OPENAI(",\"tool_choice\":\"sometimes\""), "auto or none" },
-        { "{" ASKED ",\"tools\":{}}", "'tools' is an object" },
-        { "{" ASKED ",\"tools\":[1]}", "'tools[0]' is a whole number" },
-        { "{" ASKED ",\"tools\":[{\"type\":\"retrieval\"}]}", "must be \"function\"" },
-        { "{" ASKED ",\"tools\":[{\"type\":\"function\"}]}", "'tools[0].function' is missing" },
-        { "{" ASKED ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a b\"}}]}", "name' must be" },
-        { "{" ASKED ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"parameters\":[]}}]}",
-          "parameters' is an array" },
-        { WITH("{\"role\":\"assistant\"}"), "'messages[1].content' is missing" },
-        { WITH("{\"role\":\"assistant\",\"tool_calls\":{}}"), "'messages[1].content' is missing" },
-        { WITH("{\"role\":\"assistant\",\"tool_calls\":[{}]}"), "tool_calls[0].function' is missing" },
-        { WITH("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"[]\"}}]}"),
-          "must be a JSON object" },
-        { WITH("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"\",\"arguments\":\"\"}}]}"),
-          "name' must be" },
-    };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        json_t *root = http_ask_json(port, "POST", "/v1/chat/completions", bad[i][0], 400);
-        if (!strstr(text_at(root, "error/message"), bad[i][1])) {
-            fail_msg("'%s' is not in: %s", bad[i][1], text_at(root, "error/message"));
-        }
-        json_decref(root);
-    }
-}
-
 static void a_list_of_tools_is_tokenized(void **state) {
     (void)state;
     json_t *tokens = http_ask_json(port, "POST", "/tokenize", OPENAI(""), 200);
@@ -762,7 +731,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(both_dialects_make_the_same_prompt),
         cmocka_unit_test(results_follow_their_calls),
         cmocka_unit_test(failing_memory_is_reported),
-        cmocka_unit_test(what_is_wrong_is_named),
         cmocka_unit_test(a_list_of_tools_is_tokenized),
         cmocka_unit_test(a_model_without_tools_says_so),
         cmocka_unit_test(long_tool_results_are_chunks),

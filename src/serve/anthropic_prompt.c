@@ -28,8 +28,7 @@ typedef struct builder {
 } builder;
 
 static bool is_type(const json_t *block, const char *type) {
-    const json_t *given = json_object_get(block, "type");
-    return json_is_string(given) && strcmp(json_string_value(given), type) == 0;
+    return mp_json_is(json_object_get(block, "type"), type);
 }
 
 static bool close_message(builder *b, const char *role) {
@@ -122,8 +121,7 @@ static bool append_source(builder *b, const json_t *block, const char *path, mp_
 static bool append_result(builder *b, const json_t *block, const char *path, mp_buf *out) {
     char inside[TEXT_PATH];
     snprintf(inside, sizeof inside, "%s.content", path);
-    return append_field(b, block, "source", path, "source: ", true, out) &&
-           append_blocks(b, json_object_get(block, "content"), inside, out);
+    return append_blocks(b, json_object_get(block, "content"), inside, out);
 }
 
 /* The title belongs to the document, so it is inside; the number belongs to the place. */
@@ -131,7 +129,8 @@ static bool add_document(builder *b, const json_t *block, const char *path) {
     mp_buf text = { .limit = TEXT_BYTES_MAX };
     bool result = is_type(block, "search_result");
     bool ok = append_field(b, block, "title", path, "", result, &text) &&
-              append_field(b, block, "context", path, "", false, &text);
+              append_field(b, block, "context", path, "", false, &text) &&
+              (!result || append_field(b, block, "source", path, "source: ", true, &text));
     size_t before_content = text.len;
     ok = ok && (result ? append_result(b, block, path, &text) : append_source(b, block, path, &text));
     while (text.len > 0 && text.data[text.len - 1] == '\n') text.len--;
@@ -252,9 +251,8 @@ static bool add_messages(builder *b, const json_t *messages) {
         snprintf(path, sizeof path, "messages[%zu]", i);
         snprintf(inside, sizeof inside, "%s.content", path);
         if (!json_is_object(message)) return mp_refuse_type(b->err, path, message, "an object");
-        const char *name = json_is_string(role) ? json_string_value(role) : "";
-        bool user = strcmp(name, "user") == 0;
-        if (!user && strcmp(name, "assistant") != 0) {
+        bool user = mp_json_is(role, "user");
+        if (!user && !mp_json_is(role, "assistant")) {
             return mp_refuse(b->err, 400, "invalid_value", path, "'%s.role' must be user or assistant", path);
         }
         if (!user && i + 1 == n) {

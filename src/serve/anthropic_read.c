@@ -44,8 +44,7 @@ static const mp_field fields[] = {
 };
 
 static bool check_thinking(const json_t *thinking, mp_api_error *err) {
-    const json_t *type = json_object_get(thinking, "type");
-    if (!thinking || (json_is_string(type) && strcmp(json_string_value(type), "disabled") == 0)) return true;
+    if (!thinking || mp_json_is(json_object_get(thinking, "type"), "disabled")) return true;
     return mp_refuse(err, 400, "unsupported", "thinking",
                      "'thinking' other than {\"type\": \"disabled\"} is not supported; leave it out");
 }

@@ -10,19 +10,19 @@
 enum { STOP_BYTES_MAX = 1024 };
 
 const char *mp_api_model(const mp_api *api, const json_t *model) {
-    for (uint32_t i = 0; json_is_string(model) && i < api->n_names; i++) {
-        if (strcmp(json_string_value(model), api->names[i]) == 0) return api->names[i];
+    for (uint32_t i = 0; i < api->n_names; i++) {
+        if (mp_json_is(model, api->names[i])) return api->names[i];
     }
     return api->names[0];
 }
 
 bool mp_api_check_model(const mp_api *api, const json_t *model, mp_api_error *err) {
-    if (!model || (json_is_string(model) && json_string_length(model) == 0)) return true;
+    if (!model || mp_json_is(model, "")) return true;
     if (!json_is_string(model)) {
         return mp_refuse_type(err, "model", model, "a string");
     }
     const char *name = mp_api_model(api, model);
-    if (strcmp(name, json_string_value(model)) == 0) return true;
+    if (mp_json_is(model, name)) return true;
     return mp_refuse(err, 404, "model_not_found", "model", "there is no model '%.80s' here; this is '%.80s'",
                      json_string_value(model), name);
 }
@@ -54,8 +54,8 @@ bool mp_api_read_stops(const json_t *stop, const char *name, mp_generation *g, m
 bool mp_api_read_reuse(const json_t *reuse, mp_generation *g, mp_api_error *err) {
     static const char *const words[] = { "none", "prefix", "mepic" };
     if (!reuse) return true;
-    for (uint32_t i = 0; json_is_string(reuse) && i < 3; i++) {
-        if (strcmp(json_string_value(reuse), words[i]) != 0) continue;
+    for (uint32_t i = 0; i < 3; i++) {
+        if (!mp_json_is(reuse, words[i])) continue;
         g->request.reuse = (mepic_reuse)(MEPIC_REUSE_NONE + i);
         return true;
     }

@@ -27,8 +27,8 @@ typedef struct mp_route {
     enum MHD_Result (*handle)(mp_exchange *exchange);
 } mp_route;
 
-/* The route of a request; NULL: *err is a 404 or 405, and *allow the method that would do (NULL: none). */
-const mp_route *mp_route_find(const char *method, const char *path, const char **allow, mp_api_error *err);
+/* The route of a request; NULL: *err is a 404, or a 405 and *other the path's route by another method. */
+const mp_route *mp_route_find(const char *method, const char *path, const mp_route **other, mp_api_error *err);
 /* The table, for the test that walks it. */
 const mp_route *mp_routes(uint32_t *n);
 
@@ -58,7 +58,7 @@ struct mp_exchange {
     uint64_t begun_ns;       /* when the headers were there */
     const mp_route *route;   /* NULL: refused before one was found */
     const mp_key *key;       /* NULL: none was needed */
-    const char *allow;       /* for the header of a 405 */
+    const mp_route *other;   /* of a 405: the path's, by another method; NULL else */
     mp_buf body;
     uint64_t n_body;         /* bytes that came, kept or not */
     bool body_complete;      /* all bytes of the body came */

@@ -57,6 +57,12 @@ json_t *mp_json_parse(const char *bytes, size_t n, mp_api_error *err) {
     return root;
 }
 
+bool mp_json_is(const json_t *value, const char *text) {
+    size_t len = strlen(text);
+    return json_is_string(value) && json_string_length(value) == len &&
+           memcmp(json_string_value(value), text, len) == 0;
+}
+
 const char *mp_json_kind(const json_t *value) {
     switch (json_typeof(value)) {
     case JSON_OBJECT: return "an object";

@@ -23,6 +23,8 @@ bool mp_json_dump(const json_t *value, mp_buf *out);
 json_t *mp_json_float(float value);
 /* Any bytes as a string; what is not UTF-8 becomes U+FFFD. */
 json_t *mp_json_text(const char *bytes, size_t n);
+/* Whether it is this string; a string with a NUL is another. */
+bool mp_json_is(const json_t *value, const char *text);
 /* What a value is, for messages: "a string". */
 const char *mp_json_kind(const json_t *value);
 

@@ -19,8 +19,8 @@ static const char *role_of(const json_t *message, const char *path, mp_api_error
                                             { "assistant", "assistant" },
                                             { "tool", "tool" } };
     const json_t *role = json_object_get(message, "role");
-    for (size_t i = 0; json_is_string(role) && i < sizeof roles / sizeof *roles; i++) {
-        if (strcmp(json_string_value(role), roles[i][0]) == 0) return roles[i][1];
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+        if (mp_json_is(role, roles[i][0])) return roles[i][1];
     }
     mp_refuse(err, 400, "invalid_value", path, "'%s.role' must be system, developer, user, assistant or tool", path);
     return NULL;
@@ -160,7 +160,7 @@ static bool add_text_prompt(const mp_api *api, const mp_openai_request *request,
         ok = ok || mp_refuse_memory(err, "a prompt");
     } else if (ok && json_is_array(prompt) && json_array_size(prompt) > 0 && !documents) {
         size_t n;
-        ids = mp_token_ids_read(prompt, path, &n, err);
+        ids = mp_token_ids_read(api, prompt, path, &n, err);
         ok = ids && (mp_draft_add(&draft, (mepic_segment){ .tokens = ids, .n_tokens = n }) ||
                      mp_refuse_memory(err, "a prompt"));
     } else if (ok) {

@@ -8,7 +8,10 @@
 #include "serve/prompt.h"
 #include "serve/tools.h"
 
-enum { TOKENS_MAX = 1 << 24 };
+enum {
+    TOKENS_MAX = 1 << 24,
+    LOGPROBS_MAX = 1 << 18, /* of a reply that is not streamed: each token's and its alternatives' */
+};
 
 /* ---- The tables -------------------------------------------------------------------------------------------------- */
 
@@ -71,15 +74,6 @@ static const mp_field stream_fields[] = {
 
 /* ---- Fields with values of their own ----------------------------------------------------------------------------- */
 
-static bool read_token(const mp_api *api, const char *name, json_int_t id, int32_t *out, mp_api_error *err) {
-    if (id < 0 || id >= (json_int_t)api->info->n_vocab) {
-        return mp_refuse(err, 400, "invalid_value", name, "'%s': %lld is not a token; the vocabulary has %u", name,
-                         (long long)id, api->info->n_vocab);
-    }
-    *out = (int32_t)id;
-    return true;
-}
-
 static bool read_stop_tokens(const mp_api *api, const json_t *ids, mp_generation *g, mp_api_error *err) {
     static const char name[] = "stop_token_ids";
     if (!ids) return true;
@@ -87,15 +81,8 @@ static bool read_stop_tokens(const mp_api *api, const json_t *ids, mp_generation
         return mp_refuse(err, 400, "invalid_type", name, "'%s' must be an array of at most %d token ids", name,
                          MP_STOP_TOKENS_MAX);
     }
-    for (size_t i = 0; i < json_array_size(ids); i++) {
-        const json_t *id = json_array_get(ids, i);
-        if (!json_is_integer(id)) {
-            return mp_refuse(err, 400, "invalid_type", name, "'%s[%zu]' is %s; it must be a token id", name, i,
-                             mp_json_kind(id));
-        }
-        if (!read_token(api, name, json_integer_value(id), &g->stop_tokens[i], err)) return false;
-        g->request.n_stop_tokens++;
-    }
+    if (!mp_token_ids_copy(api, ids, name, g->stop_tokens, err)) return false;
+    g->request.n_stop_tokens = (uint32_t)json_array_size(ids);
     return true;
 }
 
@@ -116,7 +103,7 @@ static bool read_biases(const mp_api *api, const json_t *biases, mp_generation *
         if (strlen(name) > 10 || strspn(name, "0123456789") != strlen(name) || !*name) {
             return mp_refuse(err, 400, "invalid_value", field, "'%s': '%.20s' is not a token id", field, name);
         }
-        if (!read_token(api, field, strtoll(name, NULL, 10), &bias->token, err)) return false;
+        if (!mp_token_check(api, strtoll(name, NULL, 10), field, &bias->token, err)) return false;
         double number = json_number_value(value);
         if (!json_is_number(value) || !(number >= -100 && number <= 100)) {
             return mp_refuse(err, 400, "invalid_value", field, "'%s.%s' must be a number from -100 to 100", field,
@@ -129,9 +116,7 @@ static bool read_biases(const mp_api *api, const json_t *biases, mp_generation *
 }
 
 static bool check_format(const json_t *format, mp_api_error *err) {
-    if (!format) return true;
-    const json_t *type = json_object_get(format, "type");
-    if (json_is_string(type) && strcmp(json_string_value(type), "text") == 0) return true;
+    if (!format || mp_json_is(json_object_get(format, "type"), "text")) return true;
     return mp_refuse(err, 400, "unsupported", "response_format",
                      "'response_format' other than {\"type\": \"text\"} is not supported" CONSTRAINED);
 }
@@ -166,7 +151,27 @@ static void set_request(const mp_api *api, const mp_openai_request *r, uint64_t 
     g->stream = r->stream;
 }
 
+/* A body's log-probabilities are kept until its end. What would be too much of them is said at the start; who does not
+ * say how long the replies may be gets as much as fits. */
+static bool bound_logprobs(const mp_api *api, const mp_openai_request *r, mp_generation *g, mp_api_error *err) {
+    if (!r->logprobs || r->stream) return true;
+    uint32_t choices = mp_generation_choices(g), each = r->top_logprobs + 1, context = api->info->context;
+    uint32_t most = LOGPROBS_MAX / (choices * each), asked = g->request.max_tokens;
+    uint32_t max_tokens = asked && asked < context ? asked : context;
+    if (max_tokens > most && asked) {
+        return mp_refuse(err, 400, "invalid_value", "logprobs",
+                         "'logprobs': %u replies of %u tokens with %u log-probabilities each are %llu; a reply that is "
+                         "not streamed has at most %d: stream it, or ask for less",
+                         choices, max_tokens, each, (unsigned long long)choices * max_tokens * each, LOGPROBS_MAX);
+    }
+    if (max_tokens > most) g->request.max_tokens = most;
+    return true;
+}
+
 static bool read_values(const mp_api *api, mp_openai_request *r, mp_generation *g, mp_buf *unknown, mp_api_error *err) {
+    if (r->top_logprobs > 0 && !r->logprobs) {
+        return mp_refuse(err, 400, "invalid_value", "top_logprobs", "'top_logprobs' needs 'logprobs' to be true");
+    }
     return mp_api_check_model(api, r->model, err) && check_format(r->response_format, err) &&
            mp_api_read_stops(r->stop, "stop", g, err) && read_stop_tokens(api, r->stop_token_ids, g, err) &&
            read_biases(api, r->logit_bias, g, err) && mp_api_read_reuse(r->reuse, g, err) &&
@@ -188,7 +193,8 @@ static bool read_request(const mp_api *api, const json_t *body, bool chat, uint6
     if (ok) {
         set_request(api, &r, id, chat, g);
         mp_api_log_unknown(api, &unknown);
-        ok = chat ? mp_openai_chat_prompt(api, &r, g, err) : mp_openai_text_prompts(api, &r, g, err);
+        ok = (chat ? mp_openai_chat_prompt(api, &r, g, err) : mp_openai_text_prompts(api, &r, g, err)) &&
+             bound_logprobs(api, &r, g, err);
     }
     mp_buf_clear(&unknown);
     return ok && mp_openai_writer_open(api, &r, g, chat, id, writer, err);

@@ -9,8 +9,7 @@
 enum {
     TEXT_MAX = 64 << 20,
     TOKEN_BYTES_MAX = 512,
-    LOGPROBS_MAX = 1 << 18,       /* of a single body: each token's and its alternatives' */
-    LOGPROB_BYTES_MAX = 32 << 20, /* of these, as JSON */
+    LOGPROB_BYTES_MAX = 32 << 20, /* of a single body, as JSON */
     LISTS_MAX = 4,
 };
 
@@ -41,20 +40,8 @@ struct mp_writer {
     choice *choices;
 };
 
-/* A body's log-probabilities are kept until its end; what would be too much of them is said at the start. */
-static bool check_logprobs(const mp_api *api, const mp_openai_request *r, const mp_generation *g, mp_api_error *err) {
-    uint32_t max_tokens = g->request.max_tokens < api->info->context ? g->request.max_tokens : api->info->context;
-    uint64_t n = (uint64_t)mp_generation_choices(g) * max_tokens * (r->top_logprobs + 1);
-    if (!r->logprobs || r->stream || n <= LOGPROBS_MAX) return true;
-    return mp_refuse(err, 400, "invalid_value", "logprobs",
-                     "%u replies of %u tokens with %u log-probabilities each are %llu; a reply that is not streamed "
-                     "has at most %d: stream it, or ask for less",
-                     mp_generation_choices(g), max_tokens, r->top_logprobs + 1, (unsigned long long)n, LOGPROBS_MAX);
-}
-
 bool mp_openai_writer_open(const mp_api *api, const mp_openai_request *request, const mp_generation *generation,
                            bool chat, uint64_t id, mp_writer **out, mp_api_error *err) {
-    if (!check_logprobs(api, request, generation, err)) return false;
     mp_writer *w = mp_calloc(1, sizeof *w);
     if (!w) return mp_refuse_memory(err, "a reply");
     *w = (mp_writer){

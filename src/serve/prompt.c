@@ -262,11 +262,11 @@ bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_
 /* ---- Parts of requests ------------------------------------------------------------------------------------------- */
 
 bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err) {
-    const json_t *type = json_object_get(part, "type"), *text = json_object_get(part, "text");
+    const json_t *text = json_object_get(part, "text");
     if (!json_is_object(part)) {
         return mp_refuse_type(err, path, part, "an object");
     }
-    if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
+    if (!mp_json_is(json_object_get(part, "type"), "text")) {
         return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"text\"; nothing else is understood", path);
     }
     if (!json_is_string(text)) {
@@ -295,7 +295,27 @@ bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out,
 
 /* ---- Token ids --------------------------------------------------------------------------------------------------- */
 
-int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err) {
+bool mp_token_check(const mp_api *api, json_int_t id, const char *path, int32_t *out, mp_api_error *err) {
+    if (id < 0 || id >= (json_int_t)api->info->n_vocab) {
+        return mp_refuse(err, 400, "invalid_value", path, "'%s': %lld is not a token; the vocabulary has %u", path,
+                         (long long)id, api->info->n_vocab);
+    }
+    *out = (int32_t)id;
+    return true;
+}
+
+bool mp_token_ids_copy(const mp_api *api, const json_t *ids, const char *path, int32_t *out, mp_api_error *err) {
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        const json_t *id = json_array_get(ids, i);
+        char item[PATH_BYTES_MAX];
+        snprintf(item, sizeof item, "%s[%zu]", path, i);
+        if (!json_is_integer(id)) return mp_refuse_type(err, item, id, "a token id");
+        if (!mp_token_check(api, json_integer_value(id), item, &out[i], err)) return false;
+    }
+    return true;
+}
+
+int32_t *mp_token_ids_read(const mp_api *api, const json_t *ids, const char *path, size_t *n, mp_api_error *err) {
     if (!json_is_array(ids)) {
         mp_refuse_type(err, path, ids, "an array of token ids");
         return NULL;
@@ -303,14 +323,9 @@ int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_ap
     *n = json_array_size(ids);
     int32_t *out = mp_calloc(*n, sizeof *out);
     if (!out) mp_refuse_memory(err, "token ids");
-    for (size_t i = 0; out && i < *n; i++) {
-        const json_t *id = json_array_get(ids, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX) {
-            mp_refuse(err, 400, "invalid_value", path, "'%s[%zu]' is not a token id", path, i);
-            mp_free(out);
-            return NULL;
-        }
-        out[i] = (int32_t)json_integer_value(id);
+    if (out && !mp_token_ids_copy(api, ids, path, out, err)) {
+        mp_free(out);
+        return NULL;
     }
     return out;
 }

@@ -62,7 +62,11 @@ bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_b
                       mp_api_error *err);
 /* A part {"type": "text", "text": ..., "mepic": {"chunk": true, "cache": false}} as a segment that borrows from it. */
 bool mp_text_part_read(const json_t *part, const char *path, mepic_segment *out, mp_api_error *err);
-/* An array of token ids; free with mp_free. NULL: *err names the item of `path` that is none. */
-int32_t *mp_token_ids_read(const json_t *ids, const char *path, size_t *n, mp_api_error *err);
+/* A token of the model. False: *err names `path`. */
+bool mp_token_check(const mp_api *api, json_int_t id, const char *path, int32_t *out, mp_api_error *err);
+/* An array of them into out[its size]; *err names the item that is none. */
+bool mp_token_ids_copy(const mp_api *api, const json_t *ids, const char *path, int32_t *out, mp_api_error *err);
+/* The same into memory of its own; free with mp_free. NULL: *err. */
+int32_t *mp_token_ids_read(const mp_api *api, const json_t *ids, const char *path, size_t *n, mp_api_error *err);
 
 #endif

@@ -64,19 +64,16 @@ const mp_route *mp_routes(uint32_t *n) {
     return routes;
 }
 
-const mp_route *mp_route_find(const char *method, const char *path, const char **allow, mp_api_error *err) {
-    *allow = NULL;
+const mp_route *mp_route_find(const char *method, const char *path, const mp_route **other, mp_api_error *err) {
+    *other = NULL;
     const char *wanted = strcmp(method, "HEAD") == 0 ? "GET" : method;
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         if (strcmp(routes[i].path, path) != 0) continue;
-        if (strcmp(routes[i].method, wanted) == 0) {
-            *allow = NULL;
-            return &routes[i];
-        }
-        *allow = routes[i].method;
+        if (strcmp(routes[i].method, wanted) == 0) return &routes[i];
+        *other = &routes[i];
     }
-    if (*allow)
-        mp_refuse(err, 405, "method_not_allowed", NULL, "%s takes %s, not %.16s", path, *allow, method);
+    if (*other)
+        mp_refuse(err, 405, "method_not_allowed", NULL, "%s takes %s, not %.16s", path, (*other)->method, method);
     else
         mp_refuse(err, 404, "no_such_route", NULL, "there is no route %.16s %.200s", method, path);
     return NULL;

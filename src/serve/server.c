@@ -44,7 +44,7 @@ static enum MHD_Result queue(mp_exchange *x, unsigned status, const char *type, 
     MHD_add_response_header(response, "X-Request-Id", x->request_id);
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
-    if (x->allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, x->allow);
+    if (x->other) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, x->other->method);
     /* What is left of a refused body is not read. */
     if (!x->body_complete) MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     if (x->refused.retry_after > 0) {
@@ -82,7 +82,8 @@ enum MHD_Result mp_exchange_answer_json(mp_exchange *x, unsigned status, json_t 
 }
 
 enum MHD_Result mp_exchange_refuse(mp_exchange *x, const mp_api_error *error) {
-    const mp_dialect *dialect = x->route ? x->route->dialect : &mp_openai_chat;
+    const mp_route *route = x->route ? x->route : x->other;
+    const mp_dialect *dialect = route ? route->dialect : &mp_openai_chat;
     mp_buf body = { .limit = 16 << 10 };
     if (error != &x->refused) x->refused = *error;
     if (dialect->error(error, &body)) return mp_exchange_answer(x, error->status, "application/json", &body);
@@ -213,7 +214,8 @@ static bool check_host(const mp_exchange *x, mp_api_error *err) {
     bool bracket = given[0] == '[';
     snprintf(host, sizeof host, "%.*s", (int)strcspn(given + bracket, bracket ? "]" : ":"), given + bracket);
     unsigned char address[16];
-    if (strcasecmp(host, "localhost") == 0 || inet_pton(bracket ? AF_INET6 : AF_INET, host, address) == 1) return true;
+    bool local = !bracket && strcasecmp(host, "localhost") == 0;
+    if (local || inet_pton(bracket ? AF_INET6 : AF_INET, host, address) == 1) return true;
     return mp_refuse(err, 403, "host", NULL,
                      "the name '%.60s' in the header Host is not this machine's; without API keys only localhost and "
                      "addresses are taken",
@@ -271,7 +273,7 @@ static bool admit(mp_exchange *x, const char *method, const char *path, mp_api_e
     if (strlen(path) > PATH_BYTES_MAX) {
         return mp_refuse(err, 414, "path_too_long", NULL, "the path has more than %d bytes", PATH_BYTES_MAX);
     }
-    x->route = mp_route_find(method, path, &x->allow, err);
+    x->route = mp_route_find(method, path, &x->other, err);
     return x->route && check_key(x, err) && check_type(x, err) && check_room(x, err);
 }
 

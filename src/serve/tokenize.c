@@ -173,7 +173,7 @@ static json_t *read_detokenize(const mp_api *api, const json_t *body, mp_api_err
         return NULL;
     }
     size_t n;
-    int32_t *ids = mp_token_ids_read(r.tokens, "tokens", &n, err);
+    int32_t *ids = mp_token_ids_read(api, r.tokens, "tokens", &n, err);
     json_t *root = ids ? detokenize(api, ids, n, err) : NULL;
     mp_free(ids);
     return root;

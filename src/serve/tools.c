@@ -68,8 +68,8 @@ bool mp_tools_read_openai(mp_prompt_draft *draft, const json_t *tools, mp_api_er
         snprintf(inside, sizeof inside, "%s.function", path);
         const json_t *tool = json_array_get(tools, i);
         if (!check_object(tool, path, err)) return false;
-        const json_t *type = json_object_get(tool, "type"), *function = json_object_get(tool, "function");
-        if (!json_is_string(type) || strcmp(json_string_value(type), "function") != 0) {
+        const json_t *function = json_object_get(tool, "function");
+        if (!mp_json_is(json_object_get(tool, "type"), "function")) {
             return mp_refuse(err, 400, "unsupported", path, "'%s.type' must be \"function\"; there are no others here",
                              path);
         }
@@ -98,7 +98,7 @@ bool mp_tools_read_anthropic(mp_prompt_draft *draft, const json_t *tools, mp_api
         const json_t *tool = json_array_get(tools, i);
         if (!check_object(tool, path, err)) return false;
         const json_t *type = json_object_get(tool, "type"), *schema = json_object_get(tool, "input_schema");
-        if (type && !json_is_null(type) && !(json_is_string(type) && strcmp(json_string_value(type), "custom") == 0)) {
+        if (type && !json_is_null(type) && !mp_json_is(type, "custom")) {
             return mp_refuse(err, 400, "unsupported", path,
                              "'%s.type' must be \"custom\": this server has no tools of its own", path);
         }
@@ -155,12 +155,11 @@ bool mp_tools_add_call(mp_prompt_draft *draft, const json_t *name, const json_t 
 bool mp_tools_read_choice(const json_t *choice, bool *none, mp_api_error *err) {
     *none = false;
     const json_t *type = json_is_object(choice) ? json_object_get(choice, "type") : choice;
-    const char *word = json_is_string(type) ? json_string_value(type) : "";
-    *none = strcmp(word, "none") == 0;
-    if (!choice || *none || strcmp(word, "auto") == 0) return true;
+    *none = mp_json_is(type, "none");
+    if (!choice || *none || mp_json_is(type, "auto")) return true;
     static const char *const forcing[] = { "required", "any", "tool", "function", "allowed_tools" };
     for (size_t i = 0; i < sizeof forcing / sizeof *forcing; i++) {
-        if (strcmp(word, forcing[i]) != 0) continue;
+        if (!mp_json_is(type, forcing[i])) continue;
         return mp_refuse(err, 400, "unsupported", "tool_choice",
                          "'tool_choice' that forces a call is not supported; replies cannot be held to a grammar or "
                          "schema here: ask for auto or none");
