@@ -47,7 +47,8 @@ extern "C" {
     X(ERR_BUSY, 6, "the queue is full; try again later")                                      \
     X(ERR_TOO_LONG, 7, "can never fit: longer than the context or the page pool")             \
     X(ERR_NOT_FOUND, 8, "no such request, chunk or file")                                     \
-    X(ERR_BROKEN, 9, "the engine met a fault it cannot recover from; close it")
+    X(ERR_BROKEN, 9, "the engine met a fault it cannot recover from; close it")               \
+    X(ERR_FAILED, 10, "a request failed alone; the engine goes on")
 
 typedef enum mepic_status {
 #define X(name, value, text) MEPIC_##name = value,
@@ -263,6 +264,7 @@ typedef enum mepic_finish {
     MEPIC_FINISH_STOP = 0,   /* end-of-turn token, stop token or stop string */
     MEPIC_FINISH_LENGTH = 1, /* max_tokens, or the context or the pool is full */
     MEPIC_FINISH_CANCELLED = 2,
+    MEPIC_FINISH_FAILED = 3, /* this request alone; the event says why */
 } mepic_finish;
 
 /* Where each prompt token's KV came from. The five parts add up to prompt_tokens. */
@@ -300,6 +302,7 @@ typedef struct mepic_event {
     mepic_usage usage;
     uint64_t logits_hash; /* of all sampled rows in order, if hash_logits */
     int32_t stop;         /* which of request.stop ended the reply; -1: none of them */
+    const char *error;    /* a sentence with FINISH_FAILED, else NULL; static */
 } mepic_event;
 
 /* Takes the next event; false when there is none. */

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -399,6 +400,47 @@ static void a_drained_server_lets_replies_end(void **state) {
     close_long();
 }
 
+static float no_numbers[4096];
+static const mp_backend_ops *working;
+static uint32_t n_good_rows; /* that come before the first without numbers */
+static const float *logits_without_numbers(mp_backend *b, uint32_t i) {
+    if (n_good_rows > 0) {
+        n_good_rows--;
+        return working->logits_row(b, i);
+    }
+    for (size_t k = 0; k < 4096; k++) no_numbers[k] = NAN;
+    return no_numbers;
+}
+
+static void a_reply_that_fails_alone_is_told_and_the_server_goes_on(void **state) {
+    (void)state;
+    const mepic_engine_options options = long_options();
+    engine = open_engine(&options);
+    working = engine->backend->ops;
+    mp_backend_ops failing = *working;
+    failing.logits_row = logits_without_numbers;
+    mp_server_options serve = default_options();
+    engine->backend->ops = &failing;
+    start(&serve);
+    json_t *failed = http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\",\"n\":3}", 500);
+    assert_string_equal(text_at(failed, "error/code"), "reply_failed");
+    assert_non_null(strstr(text_at(failed, "error/message"), "hold no number"));
+    json_decref(failed);
+    n_good_rows = 3; /* the stream has begun before it fails */
+    stream s;
+    ask_stream("/v1/completions", "{\"prompt\":\"x\",\"stream\":true,\"ignore_eos\":true,\"max_tokens\":50}", &s);
+    assert_true(s.n_data >= 2);
+    assert_string_equal(text_at(s.last, "error/code"), "reply_failed");
+    json_decref(s.last);
+    wait_until_idle();
+    assert_false(mp_server_broken(server));
+    assert_true(metric("vllm:request_success_total{model_name=\"tiny\",finished_reason=\"error\"} ") >= 2.0);
+    assert_true(metric(referenced) == 0.0);
+    engine->backend->ops = working;
+    json_decref(http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":2}", 200));
+    close_long();
+}
+
 static void a_broken_engine_is_told(void **state) {
     (void)state;
     const mepic_engine_options options = long_options();
@@ -434,6 +476,7 @@ int main(void) {
         cmocka_unit_test(out_of_memory_costs_one_request),
         cmocka_unit_test(an_ending_server_says_why),
         cmocka_unit_test(a_drained_server_lets_replies_end),
+        cmocka_unit_test(a_reply_that_fails_alone_is_told_and_the_server_goes_on),
         cmocka_unit_test(a_broken_engine_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,7 +47,7 @@ static bool is_remainder(const mp_kv *kv, mp_page page) {
     return kv->pool.refs[page] == 0 && node->child == MP_NONE && !node->terminal;
 }
 
-static void evict_chunk(mp_kv *kv, mp_page victim) {
+static void evict_chain(mp_kv *kv, mp_page victim) {
     mp_page page = leaf_below(kv, victim), parent;
     for (;; page = leaf_below(kv, parent)) {
         parent = kv->index.nodes[page].parent;
@@ -65,7 +65,7 @@ static bool evict_some(mp_kv *kv) {
     mp_page victim = mp_evict_victim(&kv->evict);
     if (victim == MP_NONE) return false;
     if (kv->index.nodes[victim].kind == MP_NODE_CHUNK) {
-        evict_chunk(kv, victim);
+        evict_chain(kv, victim);
     } else {
         evict_leaf(kv, leaf_below(kv, victim));
     }
@@ -102,6 +102,14 @@ void mp_kv_drop(mp_kv *kv, mp_page page) {
 
 void mp_kv_drop_all(mp_kv *kv, const mp_page *pages, uint32_t n) {
     while (n > 0) mp_kv_drop(kv, pages[--n]);
+}
+
+void mp_kv_discard_all(mp_kv *kv, const mp_page *pages, uint32_t n) {
+    mp_kv_drop_all(kv, pages, n);
+    while (n > 0 && !kv->fault->broken) {
+        mp_page page = pages[--n];
+        if (kv->pool.cached[page] && kv->pool.refs[page] == 0) evict_chain(kv, page);
+    }
 }
 
 void mp_kv_hit(mp_kv *kv, mp_page page) {

@@ -36,6 +36,8 @@ void mp_kv_hold(mp_kv *kv, mp_page page);
 void mp_kv_drop(mp_kv *kv, mp_page page);
 /* Drops in reverse order: the end of a chain should leave before its beginning. */
 void mp_kv_drop_all(mp_kv *kv, const mp_page *pages, uint32_t n);
+/* Drops pages that nobody should trust: those nobody else references leave the cache, and what follows them. */
+void mp_kv_discard_all(mp_kv *kv, const mp_page *pages, uint32_t n);
 /* A request reads a page that was in the cache. */
 void mp_kv_hit(mp_kv *kv, mp_page page);
 

@@ -37,6 +37,7 @@ static mepic_status take_event(mp_session *session, const mepic_event *event, me
         reply->finish = event->finish;
         reply->usage = event->usage;
         reply->logits_hash = event->logits_hash;
+        if (event->finish == MEPIC_FINISH_FAILED) return mp_fail(err, MEPIC_ERR_FAILED, "%s", event->error);
     }
     return MEPIC_OK;
 }
@@ -121,6 +122,7 @@ const char *mp_finish_name(mepic_finish finish) {
     case MEPIC_FINISH_STOP: return "stop";
     case MEPIC_FINISH_LENGTH: return "length";
     case MEPIC_FINISH_CANCELLED: return "cancelled";
+    case MEPIC_FINISH_FAILED: return "failed";
     }
     return "unknown";
 }

@@ -158,6 +158,11 @@ static mepic_event *push_event(mepic_engine *e, mepic_event_kind kind, const mp_
     return event;
 }
 
+/* What is wrong with a row that has no number. Other rows do not see it: no kernel lets a NaN cross. */
+static const char no_number[] = "the logits of this request hold no number: the model's arithmetic failed on it, and "
+                                "on it alone; ask again, and if "
+                                "it comes back check the model's file (its digest), then the machine's memory";
+
 static void end_reply(mepic_engine *e, mp_reply *reply, mepic_finish finish, bool by_stop_string) {
     mp_str rest = { "", 0 };
     if (!by_stop_string) {
@@ -171,7 +176,11 @@ static void end_reply(mepic_engine *e, mp_reply *reply, mepic_finish finish, boo
     usage.queue_ns = (reply->started_ns ? reply->started_ns : now) - reply->submitted_ns;
     usage.ttft_ns = reply->first_ns ? reply->first_ns - reply->submitted_ns : 0;
     usage.total_ns = now - reply->submitted_ns;
-    mp_scheduler_finish(e->scheduler, reply->request);
+    if (finish == MEPIC_FINISH_FAILED) {
+        mp_scheduler_fail(e->scheduler, reply->request);
+    } else {
+        mp_scheduler_finish(e->scheduler, reply->request);
+    }
     reply->request = NULL;
 
     mepic_event *event = push_event(e, MEPIC_EVENT_DONE, reply);
@@ -182,6 +191,7 @@ static void end_reply(mepic_engine *e, mp_reply *reply, mepic_finish finish, boo
         event->usage = usage;
         event->logits_hash = reply->logits_hash;
         event->stop = by_stop_string ? reply->stream.stop : -1;
+        event->error = finish == MEPIC_FINISH_FAILED ? no_number : NULL;
     }
     uint32_t slot = (uint32_t)(reply->id % e->n_slots);
     e->slots[slot].reply = NULL;
@@ -277,7 +287,11 @@ static bool looks_at(const mepic_engine *e, const mp_logits_row *row) {
     return row->samples && (e->options.hash_logits || reply->logprobs);
 }
 
-/* Samples a token for every row that wants one: the backend all at once, or the host row by row. */
+static mepic_status fail_read(mepic_error *err) {
+    return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
+}
+
+/* Samples a token for every row that wants one: the backend all at once, or the host row by row. -1: no number. */
 static mepic_status sample_rows(mepic_engine *e, uint32_t n, mepic_error *err) {
     uint32_t n_samples = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -294,11 +308,11 @@ static mepic_status sample_rows(mepic_engine *e, uint32_t n, mepic_error *err) {
         const mp_sample_row *row = &e->samples[k];
         if (!e->backend->ops->sample || e->sampled[k] == MP_SAMPLE_ON_HOST) {
             const float *logits = e->backend->ops->logits_row(e->backend, row->logits);
-            bool ok = logits && mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt,
-                                          &e->sampled[k]);
+            if (!logits) return fail_read(err);
+            bool ok =
+                mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt, &e->sampled[k]);
             if (!ok) e->sampled[k] = -1;
         }
-        if (e->sampled[k] < 0) return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a row hold no number");
         e->rows[row->logits].token = e->sampled[k];
     }
     return MEPIC_OK;
@@ -310,12 +324,17 @@ static mepic_status use_logits(mepic_engine *e, uint32_t n, mepic_error *err) {
     for (uint32_t i = 0; i < n && !e->fault.broken; i++) {
         const mp_logits_row *row = &e->rows[i];
         const float *logits = looks_at(e, row) ? e->backend->ops->logits_row(e->backend, i) : NULL;
-        if (looks_at(e, row) && !logits) return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
+        if (looks_at(e, row) && !logits) return fail_read(err);
         mp_reply *reply = row->reply;
         if (reply->on_logits && (row->samples || reply->logits_of_prompt)) {
             reply->on_logits(reply->user, row->position, logits, e->model->hp.n_vocab);
         }
-        if (row->samples) take_token(e, reply, row->token, logits);
+        if (!row->samples) continue;
+        if (row->token < 0) {
+            end_reply(e, reply, MEPIC_FINISH_FAILED, false);
+        } else {
+            take_token(e, reply, row->token, logits);
+        }
     }
     return MEPIC_OK;
 }

@@ -45,10 +45,11 @@ static uint32_t hold_hits(mp_scheduler *s, mp_request *r) {
 }
 
 static void drop_pages(mp_scheduler *s, mp_request *r) {
-    mp_kv_drop_all(&s->kv, r->stream.pages, r->stream.n_pages);
+    void (*drop)(mp_kv * kv, const mp_page *pages, uint32_t n) = r->failed ? mp_kv_discard_all : mp_kv_drop_all;
+    drop(&s->kv, r->stream.pages, r->stream.n_pages);
     r->stream.n_pages = r->stream.n_done = r->stream.n_published = 0;
     for (uint32_t c = 0; c < r->layout.n_chunks; c++) {
-        mp_kv_drop_all(&s->kv, r->chunks[c].pages, r->chunks[c].n_pages);
+        drop(&s->kv, r->chunks[c].pages, r->chunks[c].n_pages);
         r->chunks[c].n_pages = 0;
     }
 }

@@ -46,6 +46,7 @@ struct mp_request {
     mp_request_chunk *chunks; /* [layout.n_chunks] */
     uint32_t n_waits;
     bool logits_of_prompt, accounted;
+    bool failed; /* its KV is not to be trusted */
     mepic_usage usage;
     void *user;
 };

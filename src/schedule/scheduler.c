@@ -161,6 +161,11 @@ void mp_scheduler_finish(mp_scheduler *s, mp_request *r) {
     mp_request_close(r);
 }
 
+void mp_scheduler_fail(mp_scheduler *s, mp_request *r) {
+    r->failed = true;
+    mp_scheduler_finish(s, r);
+}
+
 bool mp_scheduler_busy(const mp_scheduler *s) {
     return s->queue.n > 0 || s->running.n > 0;
 }

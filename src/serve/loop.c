@@ -121,7 +121,13 @@ static void take_event(mp_loop *loop, mepic_event *event, uint64_t now) {
         choice->done = true;
         if (feed->n_ended + 1 == feed->n_choices) leave_seats(loop, feed);
     }
-    if (!mp_feed_push(feed, choice->index, event)) cancel_choices(loop, feed);
+    bool failed = done && event->finish == MEPIC_FINISH_FAILED;
+    if (failed) {
+        mp_api_error why;
+        mp_refuse(&why, 500, "reply_failed", NULL, "%s", event->error);
+        mp_feed_fail(feed, &why);
+    }
+    if (!mp_feed_push(feed, choice->index, event) || failed) cancel_choices(loop, feed);
     if (done) end_choices(loop, feed, 1);
 }
 

@@ -48,7 +48,7 @@ void mp_metrics_count_reply(mp_metrics *m, mepic_finish finish, const mepic_usag
     m->compiled_tokens += u->compiled_tokens;
     m->computed_tokens += u->computed_tokens;
     m->completion_tokens += u->completion_tokens;
-    if (finish == MEPIC_FINISH_CANCELLED) return; // how long it took says when somebody left
+    if (finish > MEPIC_FINISH_LENGTH) return; // how long it took says when somebody left, or something failed
     observe(m, MP_HISTOGRAM_TTFT, (double)u->ttft_ns * 1e-9);
     observe(m, MP_HISTOGRAM_TOTAL, (double)u->total_ns * 1e-9);
     observe(m, MP_HISTOGRAM_QUEUE, (double)u->queue_ns * 1e-9);
@@ -133,7 +133,7 @@ static void write_vllm(page *p, const mp_metrics *m, const mepic_model_info *inf
              (double)(m->prefix_tokens + m->chunk_tokens));
     labelled(p, "vllm:prompt_tokens_by_source_total", "source", "local_compute",
              (double)(m->linked_tokens + m->compiled_tokens + m->computed_tokens));
-    static const char *const finishes[MP_FINISHES] = { "stop", "length", "abort" };
+    static const char *const finishes[MP_FINISHES] = { "stop", "length", "abort", "error" };
     head(p, "vllm:request_success_total", "counter", "Ended requests, by what ended them.");
     for (uint32_t i = 0; i < MP_FINISHES; i++) {
         labelled(p, "vllm:request_success_total", "finished_reason", finishes[i], (double)m->finished[i]);

@@ -8,7 +8,7 @@
 #include "base/mem.h"
 #include "base/status.h"
 
-enum { MP_BUCKETS_MAX = 24, MP_FINISHES = 3 };
+enum { MP_BUCKETS_MAX = 24, MP_FINISHES = 4 };
 
 typedef struct mp_histogram {
     uint64_t counts[MP_BUCKETS_MAX]; /* the last one: above every bound */

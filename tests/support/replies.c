@@ -73,6 +73,7 @@ static void take_events(mepic_engine *engine) {
         r->done = true;
         r->rest_len = event.text_len;
         r->finish = event.finish;
+        r->error = event.error;
         r->stop = event.stop;
         r->usage = event.usage;
         r->hash = event.logits_hash;

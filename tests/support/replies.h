@@ -27,6 +27,7 @@ typedef struct result {
     size_t text_len, rest_len; /* rest: given with DONE */
     bool done;
     mepic_finish finish;
+    const char *error;
     int32_t stop;
     mepic_usage usage;
     uint64_t hash;
