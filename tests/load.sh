@@ -1,8 +1,7 @@
 #!/bin/sh
 # load.sh MEPIC MEPIC_SYNTH BENCH_LOAD: many streams at once against `mepic serve` in a process of its own; that all end
 # as they should, and that the pages and descriptors they held come back, is what bench_load's exit status says. It looks
-# at no time. 120 at a time: where exactly 128 sockets of one HTTP thread are ready at once, libmicrohttpd 0.9.75 waits
-# for one more before it looks at any (docs/SERVER.md, Under load).
+# at no time.
 set -eu
 mepic=$1 synth=$2 load=$3
 work=$(mktemp -d)
@@ -33,15 +32,15 @@ stop() {
 ask() { "$load" --port "$port" --pid "$server" "$@"; }
 
 serve
-echo "120 streams"
-ask --streams 120 --tokens 40
-echo "a storm of 120 that hang up"
-ask --streams 120 --tokens 2000 --leave 100
+echo "300 streams"
+ask --streams 300 --tokens 40
+echo "a storm of 300 that hang up"
+ask --streams 300 --tokens 2000 --leave 100
 echo "everything in turn"
 ask --streams 50 --requests 300 --tokens 40 --leave 30 --bad 10 --whole 20
 stop
 
-serve --max-replies 12
+serve --max-replies 30
 echo "ten times the seats"
-ask --streams 120 --tokens 40 --may-refuse
+ask --streams 300 --tokens 40 --may-refuse
 stop

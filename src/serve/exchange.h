@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 
 #include "serve/dialect.h"
+#include "serve/driver.h"
 #include "serve/loop.h"
 #include "serve/server.h"
 #include "serve/watch.h"
@@ -32,11 +33,19 @@ const mp_route *mp_route_find(const char *method, const char *path, const mp_rou
 /* The table, for the test that walks it. */
 const mp_route *mp_routes(uint32_t *n);
 
+enum { MP_HTTP_THREADS = 2 }; /* one goes on while the other tokenizes a long prompt */
+
+/* One of them. */
+typedef struct mp_http {
+    mp_server *server;
+    mp_driver *driver;
+} mp_http;
+
 struct mp_server {
     mp_server_options options;
     mp_api api; /* what dialects may know */
     mepic_model_info info;
-    struct MHD_Daemon *daemon;
+    mp_http http[MP_HTTP_THREADS];
     mp_loop *loop;
     mp_watch *watch;
     int listener, event_fd;
@@ -54,6 +63,7 @@ uint64_t mp_server_next_id(mp_server *server);
 struct mp_exchange {
     mp_server *server;
     struct MHD_Connection *connection;
+    mp_driver *driver;       /* of the connection's thread */
     mp_watched *watched;     /* of the connection */
     uint64_t begun_ns;       /* when the headers were there */
     const mp_route *route;   /* NULL: refused before one was found */

@@ -15,12 +15,16 @@ enum {
 
 /* ---- Begin ------------------------------------------------------------------------------------------------------- */
 
-static void pause_connection(void *connection) {
-    MHD_suspend_connection(connection);
+static void pause_connection(void *exchange) {
+    const mp_exchange *x = exchange;
+    MHD_suspend_connection(x->connection);
 }
 
-static void wake_connection(void *connection) {
-    MHD_resume_connection(connection);
+static void wake_connection(void *exchange) {
+    const mp_exchange *x = exchange;
+    mp_driver *driver = x->driver; // once resumed, the connection may end at any time, and the exchange with it
+    MHD_resume_connection(x->connection);
+    mp_driver_wake(driver);
 }
 
 /* What is certain without the engine is said before anything waits. */
@@ -58,7 +62,7 @@ static bool begin(mp_exchange *x, mp_api_error *err) {
     const mp_feed_reader reader = {
         .pause = pause_connection,
         .wake = wake_connection,
-        .connection = x->connection,
+        .connection = x,
         .limit = x->streaming && waiting_max < WAITING_MAX ? waiting_max : WAITING_MAX,
         .patience_ns = server->options.stuck_ms * UINT64_C(1000000),
         .most = WAITING_MAX,

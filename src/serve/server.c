@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -21,7 +22,6 @@ enum {
     HEADERS_MAX = 64,
     PATH_BYTES_MAX = 1024,
     IDLE_SECONDS = 75,
-    HTTP_THREADS = 2, /* one goes on while the other tokenizes a long prompt */
     BODY_BYTES_PER_SECOND = 1024,
     REFUSED_BODY_MAX = 64 << 10,
     KEEPALIVE_SECONDS = 30,
@@ -292,10 +292,12 @@ static mp_watched *watched_of(struct MHD_Connection *connection) {
     return info ? info->socket_context : NULL;
 }
 
-static mp_exchange *open_exchange(mp_server *server, struct MHD_Connection *connection) {
+static mp_exchange *open_exchange(const mp_http *http, struct MHD_Connection *connection) {
     mp_exchange *x = mp_calloc(1, sizeof *x);
     if (!x) return NULL;
+    mp_server *server = http->server;
     x->server = server;
+    x->driver = http->driver;
     x->connection = connection;
     x->begun_ns = mp_now_ns();
     x->watched = watched_of(connection);
@@ -508,14 +510,29 @@ static size_t keep_escapes(void *cls, struct MHD_Connection *connection, char *t
     return strlen(text);
 }
 
-static struct MHD_Daemon *start_daemon(mp_server *server) {
-    return MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, server,
-                            MHD_OPTION_LISTEN_SOCKET, server->listener, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
-                            server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_CONNECTION_LIMIT,
-                            (unsigned)server->options.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
-                            (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX,
-                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)HTTP_THREADS,
-                            MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL, MHD_OPTION_END);
+/* Closes the listener when it ends. */
+static struct MHD_Daemon *start_daemon(mp_http *http, int listener, uint32_t max_connections) {
+    return MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, http,
+                            MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_NOTIFY_COMPLETED, on_completed, http->server,
+                            MHD_OPTION_NOTIFY_CONNECTION, on_connection, http->server, MHD_OPTION_CONNECTION_LIMIT,
+                            (unsigned)max_connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
+                            MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES_MAX, MHD_OPTION_STRICT_FOR_CLIENT,
+                            1, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL, MHD_OPTION_END);
+}
+
+/* The threads share what listens, and have each their part of the connections. */
+static mepic_status start_http(mp_server *server, uint32_t i, mepic_error *err) {
+    mp_http *http = &server->http[i];
+    http->server = server;
+    mepic_status status = mp_driver_open(&http->driver, err);
+    if (status != MEPIC_OK) return status;
+    uint32_t max_connections = (server->options.max_connections + MP_HTTP_THREADS - 1 - i) / MP_HTTP_THREADS;
+    int listener = fcntl(server->listener, F_DUPFD_CLOEXEC, 0);
+    struct MHD_Daemon *daemon = listener < 0 ? NULL : start_daemon(http, listener, max_connections);
+    if (daemon) return mp_driver_start(http->driver, daemon, err);
+    status = mp_fail(err, MEPIC_ERR_NOMEM, "HTTP could not be started: %s", strerror(errno));
+    if (listener >= 0) close(listener);
+    return status;
 }
 
 mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {
@@ -547,10 +564,7 @@ mepic_status mp_server_open(const mp_server_options *options, mp_server **out, m
     mepic_status status = open_listener(server, err);
     if (status == MEPIC_OK) status = mp_loop_open(options->engine, &loop, &server->loop, err);
     if (status == MEPIC_OK) status = mp_watch_open(&watch, &server->watch, err);
-    if (status == MEPIC_OK) {
-        server->daemon = start_daemon(server);
-        if (!server->daemon) status = mp_fail(err, MEPIC_ERR_NOMEM, "the HTTP thread could not be started");
-    }
+    for (uint32_t i = 0; status == MEPIC_OK && i < MP_HTTP_THREADS; i++) status = start_http(server, i, err);
     if (status != MEPIC_OK) {
         mp_server_close(server);
         return status;
@@ -610,18 +624,18 @@ static void wait_for_exchanges(mp_server *server) {
 
 void mp_server_close(mp_server *server) {
     if (!server) return;
-    if (server->daemon) {
+    if (server->http[0].driver) {
         mp_server_drain(server);
         mp_api_error reason;
         shutting_down(&reason);
         mp_loop_stop(server->loop, &reason);
         wait_for_exchanges(server);
-        MHD_stop_daemon(server->daemon); // closes the listener
-    } else if (server->listener >= 0) {
-        close(server->listener);
     }
+    for (uint32_t i = 0; i < MP_HTTP_THREADS; i++) mp_driver_stop(server->http[i].driver);
+    if (server->listener >= 0) close(server->listener);
     mp_loop_close(server->loop);
     mp_watch_close(server->watch);
+    for (uint32_t i = 0; i < MP_HTTP_THREADS; i++) mp_driver_close(server->http[i].driver);
     if (server->event_fd >= 0) close(server->event_fd);
     pthread_cond_destroy(&server->changed);
     pthread_mutex_destroy(&server->lock);

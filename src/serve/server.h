@@ -1,6 +1,6 @@
 /* The HTTP server around an engine: what a program needs of src/serve.
  *
- * Two threads read and write all connections (libmicrohttpd, epoll); one owns the engine (serve/loop.h). A request
+ * Two threads read and write all connections (serve/driver.h); one owns the engine (serve/loop.h). A request
  * that waits for tokens is a suspended connection and costs no thread. From open to close the engine belongs to the
  * server. */
 #ifndef MEPIC_SERVE_SERVER_H

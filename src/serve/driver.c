@@ -1,0 +1,100 @@
+#include "serve/driver.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <microhttpd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+
+struct mp_driver {
+    struct MHD_Daemon *daemon;
+    int wake; /* readable when somebody woke */
+    atomic_bool ending;
+    bool started;
+    pthread_t thread;
+};
+
+static int patience_ms(struct MHD_Daemon *daemon) {
+    MHD_UNSIGNED_LONG_LONG ms;
+    if (MHD_get_timeout(daemon, &ms) != MHD_YES) return -1;
+    return ms < INT_MAX ? (int)ms : INT_MAX;
+}
+
+static unsigned connections(struct MHD_Daemon *daemon) {
+    return MHD_get_daemon_info(daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
+}
+
+/* Where all connections are taken, the daemon stops listening, and takes it up again at the beginning of a run. */
+static void run_daemon(struct MHD_Daemon *daemon) {
+    unsigned before;
+    do {
+        before = connections(daemon);
+        MHD_run(daemon);
+    } while (connections(daemon) < before);
+}
+
+static void take_wakes(int fd) {
+    uint64_t count;
+    ssize_t n = read(fd, &count, sizeof count);
+    (void)n; // who reads nothing finds nothing
+}
+
+static void *run(void *arg) {
+    mp_driver *driver = arg;
+    int events = MHD_get_daemon_info(driver->daemon, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd;
+    struct pollfd fds[] = { { .fd = events, .events = POLLIN }, { .fd = driver->wake, .events = POLLIN } };
+    while (!atomic_load(&driver->ending)) {
+        int patience = patience_ms(driver->daemon);
+        if (patience != 0 && poll(fds, 2, patience) > 0 && fds[1].revents) take_wakes(driver->wake);
+        run_daemon(driver->daemon);
+    }
+    return NULL;
+}
+
+mepic_status mp_driver_open(mp_driver **out, mepic_error *err) {
+    mp_driver *driver = mp_calloc(1, sizeof *driver);
+    if (!driver) return mp_fail_nomem(err, "a thread for HTTP", sizeof *driver);
+    driver->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (driver->wake < 0) {
+        mp_free(driver);
+        return mp_fail(err, MEPIC_ERR_NOMEM, "no descriptor for a thread for HTTP: %s", strerror(errno));
+    }
+    *out = driver;
+    return MEPIC_OK;
+}
+
+mepic_status mp_driver_start(mp_driver *driver, struct MHD_Daemon *daemon, mepic_error *err) {
+    driver->daemon = daemon;
+    int failed = pthread_create(&driver->thread, NULL, run, driver);
+    if (failed) return mp_fail(err, MEPIC_ERR_NOMEM, "a thread for HTTP could not be started: %s", strerror(failed));
+    driver->started = true;
+    return MEPIC_OK;
+}
+
+void mp_driver_wake(mp_driver *driver) {
+    uint64_t one = 1;
+    ssize_t n = write(driver->wake, &one, sizeof one);
+    (void)n; // full: it is readable already
+}
+
+void mp_driver_stop(mp_driver *driver) {
+    if (!driver) return;
+    if (driver->started) {
+        atomic_store(&driver->ending, true);
+        mp_driver_wake(driver);
+        pthread_join(driver->thread, NULL);
+    }
+    if (driver->daemon) MHD_stop_daemon(driver->daemon);
+}
+
+void mp_driver_close(mp_driver *driver) {
+    if (!driver) return;
+    close(driver->wake);
+    mp_free(driver);
+}
