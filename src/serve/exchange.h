@@ -108,9 +108,4 @@ void mp_exchange_record(const mp_exchange *x, bool end, bool gone);
 enum MHD_Result mp_generate(mp_exchange *x);
 void mp_generate_end(mp_exchange *x); /* frees what it put into the exchange; the client may be gone */
 
-/* Handlers of routes that the engine's loop has no part in (tokenize.c). */
-enum MHD_Result mp_handle_count_tokens(mp_exchange *x);
-enum MHD_Result mp_handle_tokenize(mp_exchange *x);
-enum MHD_Result mp_handle_detokenize(mp_exchange *x);
-
 #endif

@@ -367,7 +367,7 @@ bool mp_draft_prepare(const mp_prompt_draft *draft, const mp_api *api, bool no_b
     for (uint32_t i = 0; i < draft->n_messages; i++) {
         const struct mp_draft_message *m = &draft->messages[i];
         messages[i] = (mepic_message){ .role = m->role,
-                                       .parts = draft->segments + m->first,
+                                       .parts = m->n ? draft->segments + m->first : NULL,
                                        .n_parts = m->n,
                                        .calls = m->n_calls ? draft->calls + m->first_call : NULL,
                                        .n_calls = m->n_calls };

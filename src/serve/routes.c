@@ -3,6 +3,7 @@
 
 #include "serve/exchange.h"
 #include "serve/json.h"
+#include "serve/tokenize.h"
 
 static enum MHD_Result handle_models(mp_exchange *x) {
     const mp_api *api = &x->server->api;
@@ -45,6 +46,26 @@ static enum MHD_Result handle_metrics(mp_exchange *x) {
     return mp_exchange_lose(x);
 }
 
+static enum MHD_Result answer(mp_exchange *x, mp_question *question) {
+    mp_api_error err;
+    json_t *answer = NULL, *body = mp_json_parse(x->body.data, x->body.len, &err);
+    bool ok = body && question(&x->server->api, body, &answer, &err);
+    json_decref(body);
+    return ok ? mp_exchange_answer_json(x, 200, answer) : mp_exchange_refuse(x, &err);
+}
+
+static enum MHD_Result handle_count_tokens(mp_exchange *x) {
+    return answer(x, mp_ask_count);
+}
+
+static enum MHD_Result handle_tokenize(mp_exchange *x) {
+    return answer(x, mp_ask_tokens);
+}
+
+static enum MHD_Result handle_detokenize(mp_exchange *x) {
+    return answer(x, mp_ask_text);
+}
+
 static const mp_route routes[] = {
     { "GET", "/health", MP_ACCESS_PUBLIC, &mp_openai_chat, handle_health },
     { "GET", "/v1/health", MP_ACCESS_PUBLIC, &mp_openai_chat, handle_health },
@@ -54,9 +75,9 @@ static const mp_route routes[] = {
     { "POST", "/v1/chat/completions", MP_ACCESS_KEY, &mp_openai_chat, mp_generate },
     { "POST", "/v1/completions", MP_ACCESS_KEY, &mp_openai_completions, mp_generate },
     { "POST", "/v1/messages", MP_ACCESS_KEY, &mp_anthropic_messages, mp_generate },
-    { "POST", "/v1/messages/count_tokens", MP_ACCESS_KEY, &mp_anthropic_messages, mp_handle_count_tokens },
-    { "POST", "/tokenize", MP_ACCESS_KEY, &mp_openai_chat, mp_handle_tokenize },
-    { "POST", "/detokenize", MP_ACCESS_KEY, &mp_openai_chat, mp_handle_detokenize },
+    { "POST", "/v1/messages/count_tokens", MP_ACCESS_KEY, &mp_anthropic_messages, handle_count_tokens },
+    { "POST", "/tokenize", MP_ACCESS_KEY, &mp_openai_chat, handle_tokenize },
+    { "POST", "/detokenize", MP_ACCESS_KEY, &mp_openai_chat, handle_detokenize },
 };
 
 const mp_route *mp_routes(uint32_t *n) {

@@ -1,8 +1,8 @@
-/* Tokens of text and text of tokens, in two shapes: vLLM's (prompt or messages) and llama.cpp's (content). */
+#include "serve/tokenize.h"
+
 #include <string.h>
 
 #include "serve/anthropic.h"
-#include "serve/exchange.h"
 #include "serve/json.h"
 #include "serve/openai.h"
 #include "serve/prompt.h"
@@ -117,84 +117,67 @@ static json_t *piece_of(const mp_api *api, int32_t id, bool bytes_if_broken) {
     return list;
 }
 
-enum MHD_Result mp_handle_tokenize(mp_exchange *x) {
-    const mp_api *api = &x->server->api;
-    mp_api_error err;
-    tokenize_request r;
-    mepic_prepared *prepared = NULL;
-    json_t *body = mp_json_parse(x->body.data, x->body.len, &err);
-    bool ok = body && read_tokenize(api, body, &r, &prepared, &err);
-    if (!ok) {
-        json_decref(body);
-        return mp_exchange_refuse(x, &err);
-    }
-    size_t n = 0;
-    const int32_t *ids = prepared ? mepic_prepared_tokens(prepared, &n) : NULL;
-    json_t *tokens = json_array(), *strings = r.return_token_strs && !r.content ? json_array() : NULL;
+static json_t *tokens_json(const mp_api *api, const tokenize_request *r, const int32_t *ids, size_t n) {
+    json_t *tokens = json_array(), *strings = r->return_token_strs && !r->content ? json_array() : NULL;
     for (size_t i = 0; i < n; i++) {
         json_t *id = json_integer(ids[i]);
-        if (r.content && r.with_pieces) id = json_pack("{s:o, s:o}", "id", id, "piece", piece_of(api, ids[i], true));
+        if (r->content && r->with_pieces) id = json_pack("{s:o, s:o}", "id", id, "piece", piece_of(api, ids[i], true));
         json_array_append_new(tokens, id);
         if (strings) json_array_append_new(strings, piece_of(api, ids[i], false));
     }
     json_t *root = json_pack("{s:o}", "tokens", tokens);
-    if (!r.content) {
+    if (!r->content) {
         json_object_set_new(root, "count", json_integer((json_int_t)n));
         json_object_set_new(root, "max_model_len", json_integer(api->info->context));
     }
     if (strings) json_object_set_new(root, "token_strs", strings);
+    return root;
+}
+
+bool mp_ask_tokens(const mp_api *api, const json_t *body, json_t **out, mp_api_error *err) {
+    tokenize_request r;
+    mepic_prepared *prepared = NULL;
+    if (!read_tokenize(api, body, &r, &prepared, err)) return false;
+    size_t n = 0;
+    const int32_t *ids = prepared ? mepic_prepared_tokens(prepared, &n) : NULL;
+    *out = tokens_json(api, &r, ids, n);
     mepic_prepared_free(prepared);
-    json_decref(body);
-    return mp_exchange_answer_json(x, 200, root);
+    return true;
 }
 
 /* ---- Text of tokens ---------------------------------------------------------------------------------------------- */
 
-/* The text as "prompt" for vLLM's clients and as "content" for llama.cpp's. NULL: *err says why. */
-static json_t *detokenize(const mp_api *api, const int32_t *ids, size_t n_ids, mp_api_error *err) {
+/* The text as "prompt" for vLLM's clients and as "content" for llama.cpp's. */
+static bool write_text(const mp_api *api, const int32_t *ids, size_t n_ids, json_t **out, mp_api_error *err) {
     mepic_error why;
     size_t n = 0;
-    if (mepic_detokenize(api->engine, ids, n_ids, NULL, 0, &n, &why) != MEPIC_OK) {
-        mp_refuse_engine(err, &why);
-        return NULL;
-    }
+    if (mepic_detokenize(api->engine, ids, n_ids, NULL, 0, &n, &why) != MEPIC_OK) return mp_refuse_engine(err, &why);
     char *bytes = mp_alloc(n);
-    if (bytes) mepic_detokenize(api->engine, ids, n_ids, bytes, n, &n, NULL);
-    json_t *text = bytes ? mp_json_text(bytes, n) : NULL;
+    if (!bytes) return mp_refuse_memory(err, "a text");
+    mepic_detokenize(api->engine, ids, n_ids, bytes, n, &n, NULL);
+    json_t *text = mp_json_text(bytes, n);
+    *out = json_pack("{s:O, s:o}", "prompt", text, "content", text);
     mp_free(bytes);
-    json_t *root = text ? json_pack("{s:O, s:o}", "prompt", text, "content", text) : NULL;
-    if (!root) mp_refuse_memory(err, "a text");
-    return root;
+    return true;
 }
 
-static json_t *read_detokenize(const mp_api *api, const json_t *body, mp_api_error *err) {
+bool mp_ask_text(const mp_api *api, const json_t *body, json_t **out, mp_api_error *err) {
     detokenize_request r = { 0 };
     if (!mp_fields_read(body, "", detokenize_fields, 2, &r, NULL, err) || !mp_api_check_model(api, r.model, err)) {
-        return NULL;
+        return false;
     }
     size_t n;
     int32_t *ids = mp_token_ids_read(api, r.tokens, "tokens", &n, err);
-    json_t *root = ids ? detokenize(api, ids, n, err) : NULL;
+    bool ok = ids && write_text(api, ids, n, out, err);
     mp_free(ids);
-    return root;
-}
-
-enum MHD_Result mp_handle_detokenize(mp_exchange *x) {
-    mp_api_error err;
-    json_t *body = mp_json_parse(x->body.data, x->body.len, &err);
-    json_t *root = body ? read_detokenize(&x->server->api, body, &err) : NULL;
-    json_decref(body);
-    return root ? mp_exchange_answer_json(x, 200, root) : mp_exchange_refuse(x, &err);
+    return ok;
 }
 
 /* ---- Anthropic --------------------------------------------------------------------------------------------------- */
 
-enum MHD_Result mp_handle_count_tokens(mp_exchange *x) {
-    mp_api_error err;
+bool mp_ask_count(const mp_api *api, const json_t *body, json_t **out, mp_api_error *err) {
     size_t n = 0;
-    json_t *body = mp_json_parse(x->body.data, x->body.len, &err);
-    bool ok = body && mp_anthropic_count(&x->server->api, body, &n, &err);
-    json_decref(body);
-    if (!ok) return mp_exchange_refuse(x, &err);
-    return mp_exchange_answer_json(x, 200, json_pack("{s:I}", "input_tokens", (json_int_t)n));
+    if (!mp_anthropic_count(api, body, &n, err)) return false;
+    *out = json_pack("{s:I}", "input_tokens", (json_int_t)n);
+    return true;
 }

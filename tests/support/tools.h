@@ -4,11 +4,7 @@
 
 #include "support/replies.h"
 #include "support/tiny.h"
-
-/* ChatML; "T:" and a tool a line, then "E". */
-static const char tools_template[] =
-    "{{ '<|im_start|>' + role }}{{ \"\\n\\nT:\\n<tools>\" }}{{ tool | tojson }}"
-    "{{ \"\\n</tools>\\nE <tool_call>\\\"name\\\" \\\"arguments\\\"</tool_call><|im_end|>\\n\" }}<tool_response>";
+#include "support/tools_template.h"
 
 static inline mepic_engine_options tools_options(void) {
     static const char *path;
