@@ -299,7 +299,7 @@ typedef struct mepic_event {
     uint32_t n_top;
     /* DONE: (text holds what was withheld until the end) */
     mepic_finish finish;
-    mepic_usage usage;
+    mepic_usage usage;    /* a reply's first TOKEN has its counts, too: of the prompt they are what DONE will say */
     uint64_t logits_hash; /* of all sampled rows in order, if hash_logits */
     int32_t stop;         /* which of request.stop ended the reply; -1: none of them */
     const char *error;    /* a sentence with FINISH_FAILED, else NULL; static */

@@ -102,6 +102,8 @@ static void a_stream_builds_the_message_up(void **state) {
     json_t *whole = ask_ok(ASK(GREEDY));
     http_client c;
     open_stream(&c, "/v1/messages", ASK(GREEDY ",\"stream\":true"));
+    static const char *const of_prompt[] = { "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens" };
+    json_int_t started[3] = { -1, -1, -1 };
     char names[1024] = "", last[64] = "", built[1024] = "";
     for (const char *line = http_read_line(&c); line; line = http_read_line(&c)) {
         if (line[0] == ':') continue;
@@ -116,6 +118,13 @@ static void a_stream_builds_the_message_up(void **state) {
         assert_string_equal(text_at(root, "type"), last);
         const json_t *piece = at(root, "delta/text");
         if (piece) strncat(built, json_string_value(piece), sizeof built - strlen(built) - 1);
+        for (size_t i = 0; strcmp(last, "message_start") == 0 && i < 3; i++) {
+            started[i] = number_at(at(root, "message/usage"), of_prompt[i]);
+            assert_int_equal(number_at(root, "message/usage/output_tokens"), 1);
+        }
+        for (size_t i = 0; strcmp(last, "message_delta") == 0 && i < 3; i++) {
+            assert_int_equal(number_at(at(root, "usage"), of_prompt[i]), started[i]);
+        }
         if (strcmp(last, "message_delta") == 0) {
             assert_string_equal(text_at(root, "delta/stop_reason"), "max_tokens");
             assert_int_equal(number_at(root, "usage/output_tokens"), 12);

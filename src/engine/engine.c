@@ -247,6 +247,10 @@ static void take_token(mepic_engine *e, mp_reply *reply, int32_t token, const fl
     }
     mepic_event *event = push_event(e, MEPIC_EVENT_TOKEN, reply);
     if (!event) return;
+    if (reply->n_tokens == 1) {
+        mp_request_usage(reply->request, &event->usage);
+        event->usage.completion_tokens = 1;
+    }
     event->token = token;
     event->text = text.data;
     event->text_len = text.len;

@@ -26,8 +26,8 @@ bool mp_anthropic_prompt(const mp_api *api, const mp_anthropic_request *request,
                          mp_api_error *err);
 
 /* The writer of a request that was read; takes what it needs (anthropic_write.c). */
-bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *request,
-                              const mp_generation *generation, uint64_t id, mp_writer **out, mp_api_error *err);
+bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *request, uint64_t id, mp_writer **out,
+                              mp_api_error *err);
 bool mp_anthropic_event(mp_writer *writer, const mp_feed_event *event, mp_buf *out);
 bool mp_anthropic_end(mp_writer *writer, mp_buf *out);
 bool mp_anthropic_fail(mp_writer *writer, const mp_api_error *err, mp_buf *out);

@@ -86,8 +86,7 @@ static bool read_request(const mp_api *api, const json_t *body, uint64_t id, mp_
 static bool read_messages(const mp_api *api, const json_t *body, uint64_t id, mp_generation *generation,
                           mp_writer **writer, mp_api_error *err) {
     mp_anthropic_request r;
-    return read_request(api, body, id, &r, generation, err) &&
-           mp_anthropic_writer_open(api, &r, generation, id, writer, err);
+    return read_request(api, body, id, &r, generation, err) && mp_anthropic_writer_open(api, &r, id, writer, err);
 }
 
 bool mp_anthropic_count(const mp_api *api, const json_t *body, size_t *n, mp_api_error *err) {

@@ -15,7 +15,6 @@ struct mp_writer {
     char id[48];
     const char *model; /* one of api->names */
     json_t *stops;     /* of the request; may be NULL */
-    size_t prompt_tokens;
     mp_reply_parser parser;
     uint32_t n_blocks; /* of a stream */
     json_t *content;   /* of a single body */
@@ -25,8 +24,8 @@ struct mp_writer {
     mepic_usage usage;
 };
 
-bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, const mp_generation *generation,
-                              uint64_t id, mp_writer **out, mp_api_error *err) {
+bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, uint64_t id, mp_writer **out,
+                              mp_api_error *err) {
     mp_writer *w = mp_calloc(1, sizeof *w);
     json_t *content = json_array();
     if (!w || !content) {
@@ -44,7 +43,6 @@ bool mp_anthropic_writer_open(const mp_api *api, const mp_anthropic_request *r, 
         .text = { .limit = TEXT_MAX },
         .stop = -1,
     };
-    mepic_prepared_tokens(generation->prompts[0], &w->prompt_tokens);
     mp_api_id(api, "msg_", id, w->id, sizeof w->id);
     bool tools = json_array_size(r->tools) > 0 && !r->no_tools;
     if (tools && !mp_reply_parser_init(&w->parser, api->info->tool_format, r->tools, NULL)) {
@@ -124,10 +122,8 @@ typedef struct target {
     mp_buf *out;
 } target;
 
-static bool write_start(const mp_writer *w, mp_buf *out) {
-    /* Where its tokens come from is known at the end; message_delta says it. */
-    const mepic_usage so_far = { .prompt_tokens = (uint32_t)w->prompt_tokens };
-    json_t *message = message_json(w, false, json_array(), usage_json(&so_far));
+static bool write_start(const mp_writer *w, const mepic_usage *usage, mp_buf *out) {
+    json_t *message = message_json(w, false, json_array(), usage_json(usage));
     return mp_sse_write("message_start", json_pack("{s:s, s:o}", "type", "message_start", "message", message), out);
 }
 
@@ -209,7 +205,7 @@ bool mp_anthropic_event(mp_writer *w, const mp_feed_event *e, mp_buf *out) {
     target t = { w, out };
     mp_reply_sink sink = { write_text, write_call, &t };
     if (!w->stream) sink = (mp_reply_sink){ keep_text, keep_call, &t };
-    if (w->stream && !w->begun && !write_start(w, out)) return false;
+    if (w->stream && !w->begun && !write_start(w, &e->usage, out)) return false;
     w->begun = true;
     if (!mp_reply_parser_push(&w->parser, e->text, e->text_len, &sink)) return false;
     if (e->kind != MEPIC_EVENT_DONE) return true;

@@ -19,13 +19,14 @@ struct mp_feed_shared {
     mp_api_error error;
 };
 
-/* How an event lies in the buffer: this, then n_top alternatives, then the usage of a DONE, then text, padded to 8. */
+/* How an event lies in the buffer: this, then n_top alternatives, the usage if it has one, and text, padded to 8. */
 typedef struct record {
     uint32_t kind, choice;
     int32_t token;
     float logprob;
     uint32_t n_top, text_len, finish;
     int32_t stop;
+    bool has_usage;
 } record;
 
 enum { RECORD_ALIGN = 8 };
@@ -110,11 +111,12 @@ static bool append_event(mp_buf *events, uint32_t choice, const mepic_event *eve
         .text_len = (uint32_t)event->text_len,
         .finish = event->finish,
         .stop = event->stop,
+        .has_usage = event->usage.prompt_tokens > 0,
     };
     size_t before = events->len;
     bool ok = append_padded(events, &head, sizeof head) &&
               append_padded(events, event->n_top ? event->top : NULL, event->n_top * sizeof *event->top) &&
-              (event->kind != MEPIC_EVENT_DONE || append_padded(events, &event->usage, sizeof event->usage)) &&
+              (!head.has_usage || append_padded(events, &event->usage, sizeof event->usage)) &&
               append_padded(events, event->text, event->text_len);
     if (!ok) events->len = before;
     return ok;
@@ -220,7 +222,7 @@ bool mp_feed_event_next(const mp_buf *taken, size_t *offset, mp_feed_event *out)
         .stop = head.stop,
     };
     out->top = read_padded(taken, offset, head.n_top * sizeof *out->top);
-    if (out->kind == MEPIC_EVENT_DONE) {
+    if (head.has_usage) {
         memcpy(&out->usage, read_padded(taken, offset, sizeof out->usage), sizeof out->usage);
     }
     out->text = read_padded(taken, offset, head.text_len);

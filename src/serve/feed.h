@@ -94,7 +94,7 @@ typedef struct mp_feed_event {
     int32_t stop; /* with DONE: which of the request's stop strings ended it; -1: none */
     const char *text;
     const mepic_logprob *top;
-    mepic_usage usage; /* with DONE */
+    mepic_usage usage; /* with DONE, and with a reply's first TOKEN (of counts only); else zero */
 } mp_feed_event;
 /* Reads the event at *offset and moves it on; false at the end. */
 bool mp_feed_event_next(const mp_buf *taken, size_t *offset, mp_feed_event *out);

@@ -52,10 +52,23 @@ def a_stream_builds_the_message_up():
 
 
 def events_come_in_order():
-    names = [event.type for event in client().messages.create(messages=ASK, stream=True, **EXACT)]
+    events = list(client().messages.create(messages=ASK, stream=True, **EXACT))
+    names = [event.type for event in events]
     assert names[:2] == ["message_start", "content_block_start"]
     assert names[-3:] == ["content_block_stop", "message_delta", "message_stop"]
     assert set(names[2:-3]) == {"content_block_delta"}
+
+
+def a_stream_says_at_once_what_it_read():
+    ask = {"messages": about(document("Stream " + DOCUMENT)), "stream": True, **EXACT}
+    for first in (True, False):
+        events = list(client().messages.create(**ask))
+        start = next(e for e in events if e.type == "message_start").message.usage
+        end = next(e for e in events if e.type == "message_delta").usage
+        assert start.output_tokens == 1 and end.output_tokens == 24
+        assert (start.cache_creation_input_tokens > 200) == first and (start.cache_read_input_tokens > 200) != first
+        for field in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
+            assert getattr(start, field) == getattr(end, field), field
 
 
 def tokens_are_counted():
@@ -123,8 +136,9 @@ def many_at_once_are_each_as_alone():
 
 
 TESTS = [a_stream_builds_the_message_up, events_come_in_order, tokens_are_counted,
-         documents_are_reused_wherever_they_stand, a_moving_breakpoint_computes_nothing_again,
-         errors_are_the_packages_own, keys_are_asked_for, many_at_once_are_each_as_alone]
+         documents_are_reused_wherever_they_stand, a_stream_says_at_once_what_it_read,
+         a_moving_breakpoint_computes_nothing_again, errors_are_the_packages_own, keys_are_asked_for,
+         many_at_once_are_each_as_alone]
 for test in TESTS:
     test()
     print(f"{test.__name__}: ok")

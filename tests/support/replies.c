@@ -56,6 +56,17 @@ void submit(mepic_engine *engine, const mepic_request *request, result *r) {
     if (mepic_submit(engine, &q, &r->id, &err) != MEPIC_OK) fail_msg("%s", err.message);
 }
 
+/* What the first token says of the prompt is what the end says. */
+static void assert_same_prompt(const mepic_usage *first, const mepic_usage *end) {
+    assert_int_equal(first->prompt_tokens, end->prompt_tokens);
+    assert_int_equal(first->prefix_tokens, end->prefix_tokens);
+    assert_int_equal(first->chunk_tokens, end->chunk_tokens);
+    assert_int_equal(first->linked_tokens, end->linked_tokens);
+    assert_int_equal(first->compiled_tokens, end->compiled_tokens);
+    assert_int_equal(first->computed_tokens, end->computed_tokens);
+    assert_int_equal(first->completion_tokens, 1);
+}
+
 static void take_events(mepic_engine *engine) {
     mepic_event event;
     while (mepic_poll(engine, &event)) {
@@ -67,6 +78,8 @@ static void take_events(mepic_engine *engine) {
         r->text_len += event.text_len;
         if (event.kind == MEPIC_EVENT_TOKEN) {
             assert_true(r->n_tokens < MAX_REPLY);
+            if (r->n_tokens == 0) r->first = event.usage;
+            assert_int_equal(event.usage.prompt_tokens > 0, r->n_tokens == 0);
             r->tokens[r->n_tokens++] = event.token;
             continue;
         }
@@ -77,6 +90,7 @@ static void take_events(mepic_engine *engine) {
         r->stop = event.stop;
         r->usage = event.usage;
         r->hash = event.logits_hash;
+        if (r->n_tokens > 0) assert_same_prompt(&r->first, &r->usage);
     }
 }
 

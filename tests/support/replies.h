@@ -29,7 +29,7 @@ typedef struct result {
     mepic_finish finish;
     const char *error;
     int32_t stop;
-    mepic_usage usage;
+    mepic_usage first, usage; /* with the first token, with DONE */
     uint64_t hash;
 } result;
 
