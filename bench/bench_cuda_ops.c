@@ -1,12 +1,13 @@
 /* bench_cuda_ops: every kernel and product of the CUDA backend (but attention) against what the card can do, both
  * measured in this run.
  *
- *   bench_cuda_ops [--only TEXT] [--rows N]... [--load MODEL.gguf]
+ *   bench_cuda_ops [--only TEXT]... [--rows N]... [--load MODEL.gguf]
  *
- * Ceilings: reading memory once through, and a matrix product of 8,192 x 8,192 x 8,192 in bf16 on random data (and a
- * large copy, for comparison). A line's bound is its least bytes over the one or its operations over the other,
- * whichever is longer. A graph of runs is replayed, so launches cost what they cost in a step; weights and what else is
- * large have more copies than L2 holds, passed over in turn as in a step. Times are medians of the replays. */
+ * Ceilings: reading memory once through, and a matrix product of 8,192 x 8,192 x 8,192 on random data in bf16, and in
+ * e4m3 for products of that (and a large copy, for comparison). A line's bound is its least bytes over the one or its
+ * operations over the other, whichever is longer. A graph of runs is replayed, so launches cost what they cost in a
+ * step; weights and what else is large have more copies than L2 holds, passed over in turn as in a step. Times are
+ * medians of the replays. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -40,8 +41,9 @@ static const model models[] = {
 
 typedef struct bench {
     mp_cu_device device;
-    double bytes_per_us, flops_per_us;
-    const char *only;
+    double bytes_per_us, flops_per_us, flops_per_us_e4m3;
+    const char *only[16]; /* what is in a line's name; none: all lines */
+    uint32_t n_only;
     uint8_t *data; /* random bf16, SPAN bytes and more: inputs and weights */
     uint8_t *out;
     size_t data_bytes, out_bytes;
@@ -57,6 +59,7 @@ typedef struct op op;
 struct op {
     bool (*run)(bench *b, const op *o, uint32_t i);
     const model *model;
+    bool e4m3;
     uint32_t rows, index; /* index: of the product */
     mp_cu_matmul *matmul;
     size_t in_bytes, out_bytes; /* of one copy */
@@ -96,7 +99,9 @@ static double measure(bench *b, const op *o) {
 }
 
 static bool wanted(const bench *b, const char *name) {
-    return !b->only || strstr(name, b->only);
+    bool any = b->n_only == 0;
+    for (uint32_t i = 0; i < b->n_only; i++) any = any || strstr(name, b->only[i]);
+    return any;
 }
 
 static uint32_t n_copies(const bench *b, const op *o) {
@@ -108,7 +113,7 @@ static uint32_t n_copies(const bench *b, const op *o) {
 
 static bool report(bench *b, const op *o, const char *name, double bytes, double flops) {
     if (!wanted(b, name)) return true;
-    double by_bytes = bytes / b->bytes_per_us, by_flops = flops / b->flops_per_us;
+    double by_bytes = bytes / b->bytes_per_us, by_flops = flops / (o->e4m3 ? b->flops_per_us_e4m3 : b->flops_per_us);
     double bound = by_bytes > by_flops ? by_bytes : by_flops;
     op repeated = *o;
     repeated.repeat = bound > 300 ? 3 : n_copies(b, o) > 20 ? n_copies(b, o) : 20;
@@ -140,8 +145,50 @@ static bool run_read(bench *b, const op *o, uint32_t i) {
     return TRY(b, mp_bench_read(b->data, o->in_bytes, b->device.n_sm, b->out, b->device.stream));
 }
 
+/* Matrices in e4m3 lie in the second half of `out`; any data will do for scales. */
+static mp_cu_matrix codes_at(bench *b, size_t at) {
+    return (mp_cu_matrix){ b->out + b->out_bytes / 2 + at, (float *)(void *)b->data };
+}
+
+static bool make_codes(bench *b) {
+    enum { WIDTH = 8192 };
+    mp_cu_matrix to = codes_at(b, 0);
+    to.scales = (float *)(void *)b->out;
+    return TRY(b, mp_cu_quantize((uint32_t)(b->out_bytes / 2 / WIDTH), (const mp_bf16 *)(void *)b->data, WIDTH, to,
+                                 b->device.stream));
+}
+
 static bool run_product(bench *b, const op *o, uint32_t i) {
-    return mp_cu_matmul_run(o->matmul, o->index, o->rows, o->fixed[0], in_of(b, o, i), b->out, b->device.stream);
+    mp_cu_matrix x = { b->data, NULL }, w = { in_of(b, o, i), NULL };
+    if (o->e4m3) {
+        x = codes_at(b, 0);
+        w = codes_at(b, i % n_copies(b, o) * o->in_bytes);
+    }
+    return mp_cu_matmul_run(o->matmul, o->index, o->rows, x, w, b->out, b->device.stream);
+}
+
+/* Operations a microsecond of a large product; < 0: an error is noted. */
+static double product_rate(bench *b, bool e4m3) {
+    enum { N = 8192 };
+    const mp_cu_matrix bf16 = { b->data, NULL }, codes = codes_at(b, 0);
+    const mp_cu_shape square = { .name = "ceiling",
+                                 .n_out = N,
+                                 .n_in = N,
+                                 .out = MP_CU_OUT_BF16,
+                                 .e4m3 = e4m3,
+                                 .max_rows = N,
+                                 .weights = e4m3 ? &codes : &bf16,
+                                 .n_weights = 1 };
+    op o = { .run = run_product,
+             .model = &models[0],
+             .e4m3 = e4m3,
+             .rows = N,
+             .in_bytes = (size_t)N * N * (e4m3 ? 1 : 2),
+             .repeat = 4 };
+    if (mp_cu_matmul_open(&b->device, &square, 1, NULL, &o.matmul, &b->err) != MEPIC_OK) return -1;
+    double us = measure(b, &o);
+    mp_cu_matmul_close(o.matmul);
+    return us < 0 ? us : 2.0 * N * N * N / us;
 }
 
 static bool ceilings(bench *b) {
@@ -153,21 +200,14 @@ static bool ceilings(bench *b) {
     us = measure(b, &read);
     if (us < 0) return false;
     b->bytes_per_us = (double)read.in_bytes / us;
-    enum { N = 8192 };
-    const mp_bf16 *w = (const mp_bf16 *)(void *)b->data;
-    const mp_cu_shape square = {
-        .name = "ceiling", .n_out = N, .n_in = N, .out = MP_CU_OUT_BF16, .max_rows = N, .weights = &w, .n_weights = 1
-    };
-    op o = {
-        .run = run_product, .model = &models[0], .rows = N, .in_bytes = (size_t)N * N * 2, .fixed = { w }, .repeat = 4
-    };
-    if (mp_cu_matmul_open(&b->device, &square, 1, NULL, &o.matmul, &b->err) != MEPIC_OK) return false;
-    us = measure(b, &o);
-    mp_cu_matmul_close(o.matmul);
-    if (us < 0) return false;
-    b->flops_per_us = 2.0 * N * N * N / us;
-    printf("%s: read %.0f GB/s, copy %.0f GB/s, product of 8192^3 in bf16 %.0f TFLOP/s\n", b->device.name,
+    if ((b->flops_per_us = product_rate(b, false)) < 0) return false;
+    printf("%s: read %.0f GB/s, copy %.0f GB/s, product of 8192^3 in bf16 %.0f TFLOP/s", b->device.name,
            b->bytes_per_us / 1e3, copied / 1e3, b->flops_per_us / 1e6);
+    if (mp_cu_matmul_has_e4m3(&b->device)) {
+        if (!make_codes(b) || (b->flops_per_us_e4m3 = product_rate(b, true)) < 0) return false;
+        printf(", in e4m3 %.0f TFLOP/s", b->flops_per_us_e4m3 / 1e6);
+    }
+    printf("\n");
     return true;
 }
 
@@ -241,55 +281,67 @@ static bool sampling(bench *b, const model *m, uint32_t rows) {
 
 /* ---- Products ---------------------------------------------------------------------------------------------------- */
 
-static bool products(bench *b, const model *m, const uint32_t *rows, uint32_t n_rows) {
+static bool report_products(bench *b, const model *m, mp_cu_matmul *matmul, const mp_cu_shape *s, uint32_t index,
+                            const uint32_t *rows, uint32_t n_rows) {
+    bool ok = true;
+    double in = s->e4m3 ? 1 : 2, out = s->out == MP_CU_OUT_BF16 ? 2 : s->out == MP_CU_OUT_F32 ? 4 : 8;
+    for (uint32_t r = 0; ok && r < n_rows; r++) {
+        if (rows[r] > s->max_rows) continue;
+        double n = rows[r];
+        const op o = { .run = run_product,
+                       .model = m,
+                       .e4m3 = s->e4m3,
+                       .rows = rows[r],
+                       .index = index,
+                       .matmul = matmul,
+                       .in_bytes = (size_t)s->n_out * s->n_in * (s->e4m3 ? 1 : 2) };
+        ok = report(b, &o, s->name, (double)o.in_bytes + n * (s->n_in * in + s->n_out * out),
+                    2.0 * n * s->n_out * s->n_in);
+    }
+    mp_cu_measured measured;
+    uint32_t differ = 0, tried = 0;
+    for (uint32_t k = 0; mp_cu_matmul_measured(matmul, index, k, &measured); k++) {
+        differ += measured.n_differ;
+        tried += measured.n_candidates;
+    }
+    printf("%-5s %-15s %u candidates, %u with other bits\n", m->name, s->name, tried, differ);
+    return ok;
+}
+
+static bool products(bench *b, const model *m, bool e4m3, const uint32_t *rows, uint32_t n_rows) {
     uint32_t heads = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim;
     mp_cu_shape shapes[] = {
-        { .name = "qkv", .n_out = heads + 2 * kv, .n_in = m->n_embd, .out = MP_CU_OUT_BF16 },
-        { .name = "out", .n_out = m->n_embd, .n_in = heads, .out = MP_CU_OUT_ADD_F32 },
-        { .name = "gate, up", .n_out = 2 * m->n_ff, .n_in = m->n_embd, .out = MP_CU_OUT_BF16 },
-        { .name = "down", .n_out = m->n_embd, .n_in = m->n_ff, .out = MP_CU_OUT_ADD_F32 },
+        { .name = e4m3 ? "qkv e4m3" : "qkv", .n_out = heads + 2 * kv, .n_in = m->n_embd, .out = MP_CU_OUT_BF16 },
+        { .name = e4m3 ? "out e4m3" : "out", .n_out = m->n_embd, .n_in = heads, .out = MP_CU_OUT_ADD_F32 },
+        { .name = e4m3 ? "gate, up e4m3" : "gate, up", .n_out = 2 * m->n_ff, .n_in = m->n_embd, .out = MP_CU_OUT_BF16 },
+        { .name = e4m3 ? "down e4m3" : "down", .n_out = m->n_embd, .n_in = m->n_ff, .out = MP_CU_OUT_ADD_F32 },
         { .name = "logits", .n_out = m->n_vocab, .n_in = m->n_embd, .out = MP_CU_OUT_F32 },
     };
     enum { N = sizeof shapes / sizeof *shapes };
+    const uint32_t n = e4m3 ? N - 1 : N; /* logits are of bf16 always */
     bool any = false;
-    for (uint32_t i = 0; i < N; i++) any = any || wanted(b, shapes[i].name);
+    for (uint32_t i = 0; i < n; i++) any = any || wanted(b, shapes[i].name);
     if (!any) return true;
-    const mp_bf16 *weights[N][MAX_COPIES];
-    for (uint32_t i = 0; i < N; i++) {
-        size_t bytes = (size_t)shapes[i].n_out * shapes[i].n_in * 2;
+    if (e4m3 && !make_codes(b)) return false; /* they have been written over since */
+    mp_cu_matrix weights[N][MAX_COPIES];
+    for (uint32_t i = 0; i < n; i++) {
+        size_t bytes = (size_t)shapes[i].n_out * shapes[i].n_in * (e4m3 ? 1 : 2);
+        size_t fit = (e4m3 ? b->out_bytes / 2 : b->data_bytes) / bytes;
+        shapes[i].e4m3 = e4m3;
         shapes[i].max_rows = i == 4 ? 256 : 8192;
-        shapes[i].n_weights = (uint32_t)(b->data_bytes / bytes < MAX_COPIES ? b->data_bytes / bytes : MAX_COPIES);
+        shapes[i].n_weights = (uint32_t)(fit < MAX_COPIES ? fit : MAX_COPIES);
         shapes[i].weights = weights[i];
-        for (uint32_t w = 0; w < shapes[i].n_weights; w++) weights[i][w] = (mp_bf16 *)(void *)(b->data + w * bytes);
+        for (uint32_t w = 0; w < shapes[i].n_weights; w++) {
+            weights[i][w] = e4m3 ? codes_at(b, w * bytes) : (mp_cu_matrix){ b->data + w * bytes, NULL };
+        }
     }
     mp_cu_matmul *matmul;
     uint64_t start = mp_now_ns();
-    if (mp_cu_matmul_open(&b->device, shapes, N, NULL, &matmul, &b->err) != MEPIC_OK) return false;
+    if (mp_cu_matmul_open(&b->device, shapes, n, NULL, &matmul, &b->err) != MEPIC_OK) return false;
     printf("%-5s measuring products at open: %.2f s; same bits: %s\n", m->name, (double)(mp_now_ns() - start) * 1e-9,
            mp_cu_matmul_same_bits(matmul) ? "yes" : "NO");
     bool ok = true;
-    for (uint32_t i = 0; ok && i < N; i++) {
-        for (uint32_t r = 0; ok && r < n_rows; r++) {
-            if (rows[r] > shapes[i].max_rows) continue;
-            double n = rows[r], out = shapes[i].out == MP_CU_OUT_BF16 ? 2 : shapes[i].out == MP_CU_OUT_F32 ? 4 : 8;
-            const op o = { .run = run_product,
-                           .model = m,
-                           .rows = rows[r],
-                           .index = i,
-                           .matmul = matmul,
-                           .in_bytes = (size_t)shapes[i].n_out * shapes[i].n_in * 2,
-                           .fixed = { b->data } };
-            ok = report(b, &o, shapes[i].name, (double)o.in_bytes + n * (shapes[i].n_in * 2.0 + shapes[i].n_out * out),
-                        2.0 * n * shapes[i].n_out * shapes[i].n_in);
-        }
-        mp_cu_measured b_i;
-        uint32_t differ = 0, tried = 0;
-        for (uint32_t k = 0; mp_cu_matmul_measured(matmul, i, k, &b_i); k++) {
-            differ += b_i.n_differ;
-            tried += b_i.n_candidates;
-        }
-        printf("%-5s %-15s %u candidates, %u with other bits\n", m->name, shapes[i].name, tried, differ);
-    }
+    for (uint32_t i = 0; ok && i < n; i++) ok = report_products(b, m, matmul, &shapes[i], i, rows, n_rows);
     mp_cu_matmul_close(matmul);
     return ok;
 }
@@ -303,13 +355,24 @@ static bool run_embed(bench *b, const op *o, uint32_t i) {
                               b->device.stream));
 }
 
+/* Where a kernel puts rows: bf16, or codes with scales in front. */
+static mp_cu_matrix rows_to(bench *b, const op *o, uint32_t i) {
+    uint8_t *out = out_of(b, o, i);
+    if (!o->e4m3) return (mp_cu_matrix){ out, NULL };
+    return (mp_cu_matrix){ out + (o->rows * sizeof(float) + 15) / 16 * 16, (float *)(void *)out };
+}
+
 static bool run_norm(bench *b, const op *o, uint32_t i) {
     return TRY(b, mp_cu_norm(o->rows, NULL, NULL, in_of(b, o, i), (const float *)(void *)b->data, 1e-5f,
-                             o->model->n_embd, out_of(b, o, i), b->device.stream));
+                             o->model->n_embd, rows_to(b, o, i), b->device.stream));
+}
+
+static bool run_quantize(bench *b, const op *o, uint32_t i) {
+    return TRY(b, mp_cu_quantize(o->rows, in_of(b, o, i), o->model->n_embd, rows_to(b, o, i), b->device.stream));
 }
 
 static bool run_swiglu(bench *b, const op *o, uint32_t i) {
-    return TRY(b, mp_cu_swiglu(o->rows, in_of(b, o, i), o->model->n_ff, out_of(b, o, i), b->device.stream));
+    return TRY(b, mp_cu_swiglu(o->rows, in_of(b, o, i), o->model->n_ff, rows_to(b, o, i), b->device.stream));
 }
 
 static bool run_store(bench *b, const op *o, uint32_t i) {
@@ -365,6 +428,12 @@ static bool row_kernels(bench *b, const model *m, uint32_t rows) {
         { "norm", { .run = run_norm, .in_bytes = n * m->n_embd * 4, .out_bytes = n * m->n_embd * 2 } },
         { "store", { .run = run_store, .in_bytes = n * (heads + kv) * 2, .out_bytes = n * heads * 2 } },
         { "swiglu", { .run = run_swiglu, .in_bytes = n * m->n_ff * 4, .out_bytes = n * m->n_ff * 2 } },
+        { "norm e4m3",
+          { .run = run_norm, .e4m3 = true, .in_bytes = n * m->n_embd * 4, .out_bytes = n * (m->n_embd + 16) } },
+        { "quantize",
+          { .run = run_quantize, .e4m3 = true, .in_bytes = n * m->n_embd * 2, .out_bytes = n * (m->n_embd + 16) } },
+        { "swiglu e4m3",
+          { .run = run_swiglu, .e4m3 = true, .in_bytes = n * m->n_ff * 4, .out_bytes = n * (m->n_ff + 16) } },
     };
     for (size_t i = 0; ok && i < sizeof ops / sizeof *ops; i++) {
         op o = ops[i].o;
@@ -406,19 +475,20 @@ static bool dequantize(bench *b) {
 
 /* ---- Loading ----------------------------------------------------------------------------------------------------- */
 
-/* Twice: the second time the file is in memory for sure. */
+/* Twice each: the second time the file is in memory for sure. */
 static bool load_model(bench *b, const char *path) {
     mp_model *m;
     if (mp_model_open(path, &m, &b->err) != MEPIC_OK) return false;
     bool ok = true;
-    for (int i = 0; ok && i < 2; i++) {
+    for (int i = 0; ok && i < 4; i++) {
         mp_cu_weights w;
         uint64_t start = mp_now_ns();
-        ok = mp_cu_weights_open(&b->device, m, NULL, &w, &b->err) == MEPIC_OK;
+        bool e4m3 = i >= 2;
+        ok = mp_cu_weights_open(&b->device, m, e4m3, NULL, &w, &b->err) == MEPIC_OK;
         if (!ok) break;
         double s = (double)(mp_now_ns() - start) * 1e-9, gb = (double)mp_gguf_file_bytes(m->gguf) * 1e-9;
-        printf("loading %.1f GB as %.1f GB of bf16: %.2f s, %.1f GB/s of the file\n", gb, (double)w.bytes * 1e-9, s,
-               gb / s);
+        printf("loading %.1f GB as %.1f GB of %s: %.2f s, %.1f GB/s of the file\n", gb, (double)w.bytes * 1e-9,
+               e4m3 ? "e4m3 and bf16" : "bf16", s, gb / s);
         mp_cu_weights_close(&b->device, &w);
     }
     mp_model_close(m);
@@ -460,8 +530,8 @@ int main(int argc, char **argv) {
     uint32_t rows[16] = { 1, 16, 64, 8192 }, n_rows = 0;
     const char *load = NULL;
     for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--only") == 0) {
-            b.only = argv[i + 1];
+        if (strcmp(argv[i], "--only") == 0 && b.n_only < 16) {
+            b.only[b.n_only++] = argv[i + 1];
         } else if (strcmp(argv[i], "--load") == 0) {
             load = argv[i + 1];
         } else if (strcmp(argv[i], "--rows") == 0 && n_rows < 16) {
@@ -472,7 +542,8 @@ int main(int argc, char **argv) {
     bool ok = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK;
     ok = ok && (load ? load_model(&b, load) : open_data(&b) && ceilings(&b));
     for (size_t m = 0; ok && !load && m < sizeof models / sizeof *models; m++) {
-        ok = products(&b, &models[m], rows, n_rows);
+        ok = products(&b, &models[m], false, rows, n_rows) &&
+             (!mp_cu_matmul_has_e4m3(&b.device) || products(&b, &models[m], true, rows, n_rows));
         for (uint32_t r = 0; ok && r < n_rows; r++) {
             ok = row_kernels(&b, &models[m], rows[r]) && sampling(&b, &models[m], rows[r]);
         }

@@ -48,6 +48,7 @@ if has_part check; then
             done
         fi
     done
+    program=$(find_program test_reuse) && step reuse-fp8 "$program" cuda fp8
     for test in reuse oracle; do
         program=$(find_program "test_$test") || continue
         step "$test" "$program" cuda
@@ -55,6 +56,7 @@ if has_part check; then
     done
     program=$(find_program test_golden) && for model in smollm2-135m qwen0.5b; do
         step "golden-$model" "$program" "$model" cuda
+        step "golden-fp8-$model" "$program" "$model" cuda fp8
     done
 fi
 if has_part ops; then
@@ -73,11 +75,13 @@ if has_part model; then
     # shellcheck disable=SC2086
     {
         step decode "$mepic" bench decode $common --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
+        step decode-fp8 "$mepic" bench decode $common --weights fp8 --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
+        step prefill-fp8 "$mepic" bench prefill $common --weights fp8 --lengths 2048,8192 --step-tokens 8192
         step prefill "$mepic" bench prefill $common --lengths 2048,8192 --step-tokens 8192
         step resident "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192
         step unshared "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192 --reuse none
     }
-    for log in decode prefill resident unshared; do
+    for log in decode decode-fp8 prefill prefill-fp8 resident unshared; do
         echo "$log:"
         cat "$out/$log.log"
     done

@@ -82,6 +82,9 @@ typedef enum mepic_kv_type {
     MEPIC_KV_BF16 = 2,
     MEPIC_KV_F32 = 3
 } mepic_kv_type;
+/* What weights are kept and multiplied as. FP8: e4m3 with a scale an output, and the rows they multiply in e4m3 with a
+ * scale a row; token embeddings and the output matrix stay in bf16. */
+typedef enum mepic_weights { MEPIC_WEIGHTS_DEFAULT = 0, MEPIC_WEIGHTS_BF16 = 1, MEPIC_WEIGHTS_FP8 = 2 } mepic_weights;
 typedef enum mepic_eviction { MEPIC_EVICT_DEFAULT = 0, MEPIC_EVICT_S3FIFO = 1, MEPIC_EVICT_LRU = 2 } mepic_eviction;
 typedef enum mepic_log_level { MEPIC_LOG_ERROR, MEPIC_LOG_WARN, MEPIC_LOG_INFO, MEPIC_LOG_DEBUG } mepic_log_level;
 
@@ -115,6 +118,7 @@ typedef struct mepic_engine_options {
     void *user;                                                                     /* for log and progress */
     const char *device;            /* "cpu", "cuda", "cuda:N"; NULL or "auto" = the first CUDA device, else the CPU */
     float gpu_memory;              /* part of the free device memory to use, above 0 to 1; 0 = 0.9 */
+    mepic_weights weights;         /* default: as they are in the file, on CUDA bf16; fp8: CUDA, Hopper only */
 } mepic_engine_options;
 
 /* Maps and checks the model, repacks its weights, allocates everything a step needs.

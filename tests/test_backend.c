@@ -580,6 +580,10 @@ static void test_bad_config(void **state) {
     config = config_of(&f, NULL, 1);
     config.kv_type = MEPIC_KV_DEFAULT;
     assert_int_equal(f.ops->open(&config, &none, &err), MEPIC_ERR_ARGUMENT);
+    config = config_of(&f, NULL, 1);
+    config.weights = MEPIC_WEIGHTS_FP8;
+    assert_int_equal(f.ops->open(&config, &none, &err), MEPIC_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "use a GPU"));
     assert_null(none);
     f.ops->close(NULL);
     close_model(&f);

@@ -131,6 +131,7 @@ static void bad_options_are_named(void **state) {
         { "--kv-memory", "12Q", "512M or 2G" },
         { "--context", "1", "16 to" },
         { "--kv-type", "f8", "f16, bf16 or f32" },
+        { "--weights", "q8", "bf16 or fp8" },
         { "--reuse", "all", "none, prefix or mepic" },
         { "--link-tokens", "some", "all" },
         { "--eviction", "fifo", "s3fifo or lru" },

@@ -9,6 +9,7 @@
 
 #include "backend/cuda/matmul.h"
 #include "model/dtype.h"
+#include "support/e4m3.h"
 #include "support/gpu.h"
 #include "support/random.h"
 
@@ -48,20 +49,33 @@ enum { MAX_ROWS = 600, ROOM = 768 };
 
 typedef struct product_case {
     mp_cu_shape shape;
-    uint16_t *x, *w; /* host */
-    mp_bf16 *dx, *dw;
-    const mp_bf16 *weights[1];
+    uint16_t *x, *w;            /* host, bf16 */
+    uint8_t *codes_x, *codes_w; /* host: of them in e4m3, with scales; NULL: the product is of bf16 */
+    float *scales_x, *scales_w;
+    mp_cu_matrix dx, dw;
     void *out;
     uint8_t *before; /* host: what out holds before a product */
     size_t row_bytes;
 } product_case;
 
-static void make_case(product_case *p, uint32_t n_out, uint32_t n_in, mp_cu_out out) {
+/* The matrix on the device, bf16 or in e4m3, of which then copies come back. */
+static mp_cu_matrix put_matrix(const uint16_t *x, uint32_t rows, uint32_t n, bool e4m3, uint8_t **codes,
+                               float **scales) {
+    mp_cu_matrix m = { gpu_put(x, (size_t)rows * n * 2), NULL };
+    if (!e4m3) return m;
+    mp_cu_matrix coded = { gpu_new((size_t)rows * n, 0xff), gpu_new(rows * sizeof(float), 0xff) };
+    GPU_DONE(mp_cu_quantize(rows, m.data, n, coded, NULL));
+    gpu_free(m.data);
+    *codes = gpu_get(coded.data, (size_t)rows * n);
+    *scales = gpu_get(coded.scales, rows * sizeof(float));
+    return coded;
+}
+
+static void make_case(product_case *p, uint32_t n_out, uint32_t n_in, mp_cu_out out, bool e4m3) {
     *p = (product_case){ .x = random_bf16((size_t)(MAX_ROWS + ROOM) * n_in, 1),
                          .w = random_bf16((size_t)n_out * n_in, 1) };
-    p->dx = gpu_put(p->x, (size_t)(MAX_ROWS + ROOM) * n_in * 2);
-    p->dw = gpu_put(p->w, (size_t)n_out * n_in * 2);
-    p->weights[0] = p->dw;
+    p->dx = put_matrix(p->x, MAX_ROWS + ROOM, n_in, e4m3, &p->codes_x, &p->scales_x);
+    p->dw = put_matrix(p->w, n_out, n_in, e4m3, &p->codes_w, &p->scales_w);
     p->row_bytes = n_out * (out == MP_CU_OUT_BF16 ? sizeof(mp_bf16) : sizeof(float));
     p->out = gpu_new((ROOM + 1) * p->row_bytes, 0xff);
     p->before = malloc((MAX_ROWS + 1) * p->row_bytes);
@@ -75,8 +89,9 @@ static void make_case(product_case *p, uint32_t n_out, uint32_t n_in, mp_cu_out 
                               .n_out = n_out,
                               .n_in = n_in,
                               .out = out,
+                              .e4m3 = e4m3,
                               .max_rows = MAX_ROWS,
-                              .weights = p->weights,
+                              .weights = &p->dw,
                               .n_weights = 1 };
 }
 
@@ -84,8 +99,14 @@ static void free_case(product_case *p) {
     free(p->x);
     free(p->w);
     free(p->before);
-    gpu_free(p->dx);
-    gpu_free(p->dw);
+    free(p->codes_x);
+    free(p->codes_w);
+    free(p->scales_x);
+    free(p->scales_w);
+    gpu_free(p->dx.data);
+    gpu_free(p->dw.data);
+    gpu_free(p->dx.scales);
+    gpu_free(p->dw.scales);
     gpu_free(p->out);
 }
 
@@ -95,20 +116,30 @@ static uint8_t *run_case(mp_cu_matmul *m, uint32_t i, const product_case *p, uin
     GPU(cudaMemset(p->out, 0xff, bytes));
     GPU(cudaMemcpy(p->out, p->before + lead, n * p->row_bytes, cudaMemcpyHostToDevice));
     GPU(cudaDeviceSynchronize()); /* the product's stream does not wait for this one */
-    assert_true(mp_cu_matmul_run(m, i, n, p->dx + (size_t)first * p->shape.n_in, p->dw, p->out, device.stream));
+    mp_cu_matrix x = { (uint8_t *)p->dx.data + (size_t)first * p->shape.n_in * (p->shape.e4m3 ? 1 : 2), NULL };
+    if (p->shape.e4m3) x.scales = p->dx.scales + first;
+    assert_true(mp_cu_matmul_run(m, i, n, x, p->dw, p->out, device.stream));
     GPU(cudaDeviceSynchronize());
     return gpu_get(p->out, bytes);
 }
 
-static void check_value(const product_case *p, const uint8_t *out, uint32_t r, uint32_t n) {
+/* Squares of what e4m3 leaves out, and of what there is. */
+typedef struct loss {
+    double error, value, worst;
+} loss;
+
+static void check_value(const product_case *p, const uint8_t *out, uint32_t r, uint32_t n, loss *l) {
     const mp_cu_shape *s = &p->shape;
-    double sum = 0, size = 0;
+    double sum = 0, size = 0, unquantized = 0;
     for (uint32_t k = 0; k < s->n_in; k++) {
-        double a = (double)mp_bf16_to_f32(p->x[(size_t)r * s->n_in + k]) *
-                   (double)mp_bf16_to_f32(p->w[(size_t)n * s->n_in + k]);
+        size_t i = (size_t)r * s->n_in + k, j = (size_t)n * s->n_in + k;
+        double a = (double)mp_bf16_to_f32(p->x[i]) * (double)mp_bf16_to_f32(p->w[j]);
+        unquantized += a;
+        if (s->e4m3) a = (double)e4m3_value(p->codes_x[i]) * (double)e4m3_value(p->codes_w[j]);
         sum += a;
         size += fabs(a);
     }
+    double scale = s->e4m3 ? (double)p->scales_x[r] * (double)p->scales_w[n] : 1;
     float got, before = 0;
     if (s->out == MP_CU_OUT_BF16) {
         uint16_t bits;
@@ -118,12 +149,18 @@ static void check_value(const product_case *p, const uint8_t *out, uint32_t r, u
         memcpy(&got, out + r * p->row_bytes + n * sizeof got, sizeof got);
     }
     if (s->out == MP_CU_OUT_ADD_F32) memcpy(&before, p->before + r * p->row_bytes + n * sizeof got, sizeof got);
-    double want = sum + (double)before, bound = size * 0x1p-19 + fabs(want) * 0x1p-22;
+    double want = sum * scale + (double)before, bound = fabs(want) * 0x1p-22;
     if (s->out == MP_CU_OUT_BF16) bound += fabs(want) / 256;
-    if (!(fabs((double)got - want) <= bound)) {
-        fail_msg("[%u, %u] out %d, row %u output %u: %.9g, not %.9g", s->n_out, s->n_in, (int)s->out, r, n, (double)got,
-                 want);
+    double off = fabs((double)got - want);
+    l->worst = fmax(l->worst, (off - bound) / (size * scale));
+    bound += size * scale * (s->e4m3 ? 0x1p-10 : 0x1p-19);
+    if (!(off <= bound)) {
+        fail_msg("[%u, %u] %s, out %d, row %u output %u: %.9g, not %.9g", s->n_out, s->n_in, s->e4m3 ? "e4m3" : "bf16",
+                 (int)s->out, r, n, (double)got, want);
     }
+    double lost = (double)got - (double)before - unquantized;
+    l->error += lost * lost;
+    l->value += unquantized * unquantized;
 }
 
 static void products(void **state) {
@@ -131,18 +168,27 @@ static void products(void **state) {
     static const struct {
         uint32_t n_out, n_in;
         mp_cu_out out;
+        bool e4m3;
     } shapes[] = {
-        { 299, 64, MP_CU_OUT_F32 },    { 72, 200, MP_CU_OUT_BF16 },     { 128, 64, MP_CU_OUT_ADD_F32 },
-        { 1152, 896, MP_CU_OUT_BF16 }, { 9728, 896, MP_CU_OUT_BF16 },   { 896, 4864, MP_CU_OUT_ADD_F32 },
-        { 4096, 896, MP_CU_OUT_F32 },  { 896, 896, MP_CU_OUT_ADD_F32 }, { 6144, 4096, MP_CU_OUT_BF16 },
+        { 299, 64, MP_CU_OUT_F32, false },      { 72, 200, MP_CU_OUT_BF16, false },
+        { 128, 64, MP_CU_OUT_ADD_F32, false },  { 144, 80, MP_CU_OUT_BF16, true },
+        { 128, 64, MP_CU_OUT_ADD_F32, true },   { 1152, 896, MP_CU_OUT_BF16, false },
+        { 9728, 896, MP_CU_OUT_BF16, false },   { 896, 4864, MP_CU_OUT_ADD_F32, false },
+        { 4096, 896, MP_CU_OUT_F32, false },    { 896, 896, MP_CU_OUT_ADD_F32, false },
+        { 6144, 4096, MP_CU_OUT_BF16, false },  { 1152, 896, MP_CU_OUT_BF16, true },
+        { 896, 4864, MP_CU_OUT_ADD_F32, true }, { 576, 1536, MP_CU_OUT_ADD_F32, true },
+        { 6144, 4096, MP_CU_OUT_BF16, true },   { 4096, 14336, MP_CU_OUT_ADD_F32, true },
     };
     enum { MOST = sizeof shapes / sizeof *shapes };
-    const uint32_t n_shapes = small ? 3 : MOST;
+    const uint32_t most = small ? 5 : MOST;
+    uint32_t n_shapes = 0;
     product_case cases[MOST];
     mp_cu_shape list[MOST];
-    for (uint32_t i = 0; i < n_shapes; i++) {
-        make_case(&cases[i], shapes[i].n_out, shapes[i].n_in, shapes[i].out);
-        list[i] = cases[i].shape;
+    for (uint32_t i = 0; i < most; i++) {
+        if (shapes[i].e4m3 && !mp_cu_matmul_has_e4m3(&device)) continue;
+        make_case(&cases[n_shapes], shapes[i].n_out, shapes[i].n_in, shapes[i].out, shapes[i].e4m3);
+        list[n_shapes] = cases[n_shapes].shape;
+        n_shapes++;
     }
     mp_cu_matmul *m;
     mepic_error err;
@@ -151,12 +197,17 @@ static void products(void **state) {
     for (uint32_t i = 0; i < n_shapes; i++) {
         const product_case *p = &cases[i];
         uint8_t *all = run_case(m, i, p, 0, MAX_ROWS);
+        loss l = { 0 };
         for (int k = 0; k < 2000; k++) {
-            check_value(p, all, rng_below(&random_numbers, MAX_ROWS), rng_below(&random_numbers, p->shape.n_out));
+            check_value(p, all, rng_below(&random_numbers, MAX_ROWS), rng_below(&random_numbers, p->shape.n_out), &l);
         }
+        double lost = sqrt(l.error / l.value);
+        print_message("[%u, %u] %s: off by %.3g of the sum of magnitudes at most, by %.3g of the unquantized\n",
+                      p->shape.n_out, p->shape.n_in, p->shape.e4m3 ? "e4m3" : "bf16", l.worst, lost);
+        assert_true(lost < (p->shape.e4m3 ? 0.06 : 0.004));
         static const uint32_t counts[] = { 1, 2, 3, 7, 8, 13, 16, 31, 64, 65, 100, 129, 200, 256, 300, 511, 513 };
         for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
-            uint32_t n = counts[c], first = rng_below(&random_numbers, MAX_ROWS - n);
+            uint32_t n = counts[c], first = rng_below(&random_numbers, MAX_ROWS - n) / 4 * 4;
             uint8_t *some = run_case(m, i, p, first, n);
             if (memcmp(some, all + first * p->row_bytes, n * p->row_bytes) != 0) {
                 fail_msg("[%u, %u]: rows %u to %u have other bits than among %d", p->shape.n_out, p->shape.n_in, first,

@@ -11,6 +11,7 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
 #include "model/dtype.h"
+#include "support/e4m3.h"
 #include "support/gpu.h"
 #include "support/random.h"
 #include "tools/quantize.h"
@@ -139,6 +140,62 @@ static void embed(void **state) {
     }
 }
 
+/* Rows in e4m3 on the device: codes, then scales. */
+static mp_cu_matrix new_codes(size_t rows, size_t n) {
+    return (mp_cu_matrix){ gpu_new(rows * n, 0xff), gpu_new(rows * sizeof(float), 0xff) };
+}
+
+static void free_codes(mp_cu_matrix m) {
+    gpu_free(m.data);
+    gpu_free(m.scales);
+}
+
+/* What a kernel wrote as codes is its bf16 result quantized. */
+static void check_codes(mp_cu_matrix m, const mp_bf16 *bf16, size_t rows, size_t n, const char *what) {
+    uint16_t *x = gpu_get(bf16, rows * n * sizeof *x);
+    uint8_t *got = gpu_get(m.data, rows * n), *want = malloc(n);
+    float *scales = gpu_get(m.scales, rows * sizeof *scales);
+    assert_non_null(want);
+    for (size_t r = 0; r < rows; r++) {
+        float scale = e4m3_row(x + r * n, n, want);
+        if (scales[r] != scale)
+            fail_msg("%s of %zu, row %zu: scale %g, not %g", what, n, r, (double)scales[r], (double)scale);
+        for (size_t i = 0; i < n; i++) {
+            if (got[r * n + i] != want[i]) {
+                fail_msg("%s of %zu, row %zu, %zu: %g is code %02x, not %02x", what, n, r, i,
+                         (double)mp_bf16_to_f32(x[r * n + i]), got[r * n + i], want[i]);
+            }
+        }
+    }
+    free(x);
+    free(got);
+    free(want);
+    free(scales);
+}
+
+static void quantize(void **state) {
+    (void)state;
+    enum { ROWS = 5 };
+    static const uint32_t widths[] = { 8, 576, 896, 4096, 14336, 32768 };
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        size_t n = widths[w];
+        uint16_t *x = random_bf16(ROWS * n, 3);
+        for (size_t i = 0; i < n; i++) {
+            x[n + i] = (uint16_t)(i % 7 == 0 ? 0x8000 : 0);              /* nothing but zeros */
+            x[2 * n + i] = mp_f32_to_bf16((float)(i % 256) * 1.75f);     /* many ties */
+            x[3 * n + i] = mp_f32_to_bf16(i % 5 == 0 ? 3e38f : -1e-38f); /* the ends of the range */
+        }
+        x[2 * n + 7] = mp_f32_to_bf16(448.0f);
+        mp_bf16 *dx = gpu_put(x, ROWS * n * 2);
+        mp_cu_matrix codes = new_codes(ROWS, n);
+        GPU_DONE(mp_cu_quantize(ROWS, dx, (uint32_t)n, codes, NULL));
+        check_codes(codes, dx, ROWS, n, "quantize");
+        free(x);
+        gpu_free(dx);
+        free_codes(codes);
+    }
+}
+
 static void norm_of_width(uint32_t n_embd) {
     enum { ROWS = 11, TAKEN = 5, REAL = 4 };
     const float eps = 1e-5f;
@@ -149,8 +206,12 @@ static void norm_of_width(uint32_t n_embd) {
     float *dx = gpu_put(x, ROWS * row * sizeof *x), *dw = gpu_put(weight, row * sizeof *weight);
     uint32_t *d_taken = gpu_put(taken, sizeof taken), *d_real = gpu_put(&real_rows, sizeof real_rows);
     mp_bf16 *all = gpu_new(ROWS * row * 2, 0xff), *some = gpu_new(TAKEN * row * 2, 0xff);
-    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, all, NULL));
-    GPU_DONE(mp_cu_norm(TAKEN, d_taken, d_real, dx, dw, eps, n_embd, some, NULL));
+    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, (mp_cu_matrix){ all, NULL }, NULL));
+    GPU_DONE(mp_cu_norm(TAKEN, d_taken, d_real, dx, dw, eps, n_embd, (mp_cu_matrix){ some, NULL }, NULL));
+    mp_cu_matrix codes = new_codes(ROWS, row);
+    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, codes, NULL));
+    check_codes(codes, all, ROWS, row, "norm");
+    free_codes(codes);
     uint16_t *got = gpu_get(all, ROWS * row * 2), *got_some = gpu_get(some, TAKEN * row * 2);
     for (size_t r = 0; r < ROWS; r++) {
         double squares = 0;
@@ -176,7 +237,7 @@ static void norm_of_width(uint32_t n_embd) {
 
 static void norm(void **state) {
     (void)state;
-    static const uint32_t widths[] = { 8, 64, 576, 896, 4096, 8192, 8200, 16384 };
+    static const uint32_t widths[] = { 8, 64, 576, 896, 4096, 8192, 8200, 16384, 32768 };
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) norm_of_width(widths[w]);
 }
 
@@ -191,8 +252,12 @@ static void swiglu(void **state) {
         gu[1] = mp_f32_to_bf16(3e38f), gu[n_ff + 1] = mp_f32_to_bf16(0.5f);
         mp_bf16 *from = gpu_put(gu, ROWS * 2 * n_ff * 2), *to = gpu_new((ROWS + 1) * n_ff * 2, 0xff);
         mp_bf16 *alone = gpu_new(n_ff * 2, 0xff);
-        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, to, NULL));
-        GPU_DONE(mp_cu_swiglu(1, from + 4 * 2 * n_ff, (uint32_t)n_ff, alone, NULL));
+        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, (mp_cu_matrix){ to, NULL }, NULL));
+        GPU_DONE(mp_cu_swiglu(1, from + 4 * 2 * n_ff, (uint32_t)n_ff, (mp_cu_matrix){ alone, NULL }, NULL));
+        mp_cu_matrix codes = new_codes(ROWS, n_ff);
+        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, codes, NULL));
+        check_codes(codes, to, ROWS, n_ff, "swiglu");
+        free_codes(codes);
         uint16_t *got = gpu_get(to, (ROWS + 1) * n_ff * 2), *got_alone = gpu_get(alone, n_ff * 2);
         for (size_t i = 0; i < ROWS * n_ff; i++) {
             double g = (double)mp_bf16_to_f32(gu[i / n_ff * 2 * n_ff + i % n_ff]);
@@ -461,9 +526,10 @@ int main(void) {
     if (mp_cu_device_count() == 0) return 77;
     random_numbers = rng_open(20261124);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(dequantize), cmocka_unit_test(embed), cmocka_unit_test(norm),
-        cmocka_unit_test(swiglu),     cmocka_unit_test(store), cmocka_unit_test(store_saturates),
-        cmocka_unit_test(zero_pages),
+        cmocka_unit_test(dequantize),      cmocka_unit_test(quantize),
+        cmocka_unit_test(embed),           cmocka_unit_test(norm),
+        cmocka_unit_test(swiglu),          cmocka_unit_test(store),
+        cmocka_unit_test(store_saturates), cmocka_unit_test(zero_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

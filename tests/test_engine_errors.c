@@ -15,12 +15,12 @@
 static void a_bad_option_is_named(void **state) {
     (void)state;
     const mepic_engine_options good = tiny_options();
-    mepic_engine_options o[17];
-    for (size_t i = 0; i < 17; i++) o[i] = good;
-    const char *words[17] = {
+    mepic_engine_options o[18];
+    for (size_t i = 0; i < 18; i++) o[i] = good;
+    const char *words[18] = {
         "size",     "model_path",  "threads",           "page_size",   "page_size", "pages",
         "context",  "max_running", "max_queued",        "step_tokens", "kv_type",   "reuse",
-        "eviction", "isa",         "canonical_context", "kv_memory",   "context",
+        "eviction", "isa",         "canonical_context", "kv_memory",   "context",   "weights",
     };
     o[0].size = 0;
     o[1].model_path = NULL;
@@ -39,7 +39,8 @@ static void a_bad_option_is_named(void **state) {
     o[14].canonical_context = "/nowhere/text";
     o[15].pages = 16;       /* 256 tokens; the context asked for has 512 */
     o[16].context = 100000; /* trained for 4096 */
-    for (size_t i = 0; i < 17; i++) {
+    o[17].weights = (mepic_weights)9;
+    for (size_t i = 0; i < 18; i++) {
         mepic_engine *engine = NULL;
         mepic_error err = { 0 };
         mepic_status st = mepic_engine_open(&o[i], &engine, &err);

@@ -1,7 +1,7 @@
 /* Real models against facts from outside: logits computed exactly by an independent program, and logits, greedy replies
  * and negative log-likelihoods of llama.cpp (tests/golden/README.md). One model a run:
  *
- *     test_golden MODEL        smollm2-135m, qwen0.5b, qwen1.5b
+ *     test_golden MODEL [cuda [fp8]]        smollm2-135m, qwen0.5b, qwen1.5b
  *
  * Exits 77 when the model or its facts are not there. */
 #include <setjmp.h>
@@ -282,9 +282,13 @@ static void add_row(void *user, uint32_t position, const float *logits, uint32_t
     if (position < 511) l->first += nll;
 }
 
-static void check_mean(const char *what, double got, const char *whose, double want) {
+static void check_mean_within(double bound, const char *what, double got, const char *whose, double want) {
     print_message("mean NLL over %s: %.5f (%s %.5f, %+.3f %%)\n", what, got, whose, want, 100 * (got / want - 1));
-    assert_true(fabs(got / want - 1) <= 0.005);
+    assert_true(fabs(got / want - 1) <= bound);
+}
+
+static void check_mean(const char *what, double got, const char *whose, double want) {
+    check_mean_within(0.005, what, got, whose, want);
 }
 
 /* Of a text's tokens, by the engine `e`. */
@@ -327,7 +331,7 @@ static void the_likelihood_of_a_text_equals_the_peer_s(void **state) {
     json_decref(peer);
 }
 
-static mepic_status open_engine(const char *device, mepic_error *err) {
+static mepic_status open_engine(const char *device, mepic_weights weights, mepic_error *err) {
     const mepic_engine_options options = {
         .size = sizeof options,
         .model_path = model_path,
@@ -337,6 +341,7 @@ static mepic_status open_engine(const char *device, mepic_error *err) {
         .reuse = MEPIC_REUSE_NONE,
         .canonical_context = "",
         .device = device,
+        .weights = weights,
     };
     mepic_status status = mepic_engine_open(&options, &engine, err);
     if (status != MEPIC_OK) return status;
@@ -345,22 +350,32 @@ static mepic_status open_engine(const char *device, mepic_error *err) {
     return MEPIC_OK;
 }
 
-static void the_likelihood_on_cuda_equals_the_cpu_s(void **state) {
-    (void)state;
+/* Within `bound` of the same model's on another device or with other weights. */
+static void compare_likelihoods(double bound, const char *whose, const char *device, mepic_weights weights) {
     json_t *peer = load("nll");
     if (!peer) skip();
     const json_t *ids = json_object_get(peer, "ids");
     likelihood here = likelihood_of(ids);
-    mepic_engine *cuda = engine;
+    mepic_engine *first = engine;
     mepic_error err;
-    if (open_engine("cpu", &err) != MEPIC_OK) fail_msg("%s", err.message);
-    likelihood cpu = likelihood_of(ids);
+    if (open_engine(device, weights, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    likelihood there = likelihood_of(ids);
     mepic_engine_close(engine);
-    engine = cuda;
+    engine = first;
     mepic_model_info_read(engine, &info);
-    check_mean("511", here.first / 511, "CPU", cpu.first / 511);
-    check_mean("2047", here.sum / (here.n - 1), "CPU", cpu.sum / (cpu.n - 1));
+    check_mean_within(bound, "511", here.first / 511, whose, there.first / 511);
+    check_mean_within(bound, "2047", here.sum / (here.n - 1), whose, there.sum / (there.n - 1));
     json_decref(peer);
+}
+
+static void the_likelihood_on_cuda_equals_the_cpu_s(void **state) {
+    (void)state;
+    compare_likelihoods(0.005, "CPU", "cpu", MEPIC_WEIGHTS_DEFAULT);
+}
+
+static void the_likelihood_with_fp8_weights_is_near_bf16_s(void **state) {
+    (void)state;
+    compare_likelihoods(0.02, "bf16", "cuda", MEPIC_WEIGHTS_BF16);
 }
 
 static bool find_model(const char *name) {
@@ -374,8 +389,8 @@ static bool find_model(const char *name) {
 }
 
 int main(int argc, char **argv) {
-    bool cuda = argc == 3 && strcmp(argv[2], "cuda") == 0;
-    if ((argc != 2 && !cuda) || !find_model(argv[1])) {
+    bool cuda = argc >= 3 && strcmp(argv[2], "cuda") == 0, fp8 = cuda && argc == 4 && strcmp(argv[3], "fp8") == 0;
+    if (argc != 2 + cuda + fp8 || !find_model(argv[1])) {
         fprintf(stderr, "no such model in the cache; ./dev models fetches them\n");
         return 77;
     }
@@ -384,9 +399,10 @@ int main(int argc, char **argv) {
     if (cuda && (mp_backend_find("cuda", &ops, &device, NULL) != MEPIC_OK || ops->n_devices() == 0)) return 77;
     if (cuda) close_call = 0.5; /* logits of bf16 arithmetic lie up to that far from exact ones */
     mepic_error err;
-    if (open_engine(cuda ? "cuda" : "cpu", &err) != MEPIC_OK) {
+    mepic_status status = open_engine(cuda ? "cuda" : "cpu", fp8 ? MEPIC_WEIGHTS_FP8 : MEPIC_WEIGHTS_DEFAULT, &err);
+    if (status != MEPIC_OK) {
         fprintf(stderr, "%s\n", err.message);
-        return 1;
+        return fp8 && status == MEPIC_ERR_UNSUPPORTED ? 77 : 1;
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_closer_to_exact_than_the_peer),
@@ -398,7 +414,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(greedy_replies_equal_the_peer_s),
         cmocka_unit_test(the_likelihood_on_cuda_equals_the_cpu_s),
     };
-    int failed = cuda ? cmocka_run_group_tests(cuda_tests, NULL, NULL) : cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest fp8_tests[] = { cmocka_unit_test(the_likelihood_with_fp8_weights_is_near_bf16_s) };
+    int failed = fp8    ? cmocka_run_group_tests(fp8_tests, NULL, NULL)
+                 : cuda ? cmocka_run_group_tests(cuda_tests, NULL, NULL)
+                        : cmocka_run_group_tests(tests, NULL, NULL);
     if (the_oracle) oracle_close(the_oracle);
     mp_model_close(oracle_model);
     mepic_engine_close(engine);

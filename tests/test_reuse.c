@@ -1,6 +1,7 @@
 /* What reuse promises (docs/ARCHITECTURE.md, 5 to 7), on a tiny model and on SmolLM2 if it is there: an answer never
  * depends on what is cached, on company, order, budget, threads or room; canonical pages are written once and are the
- * same bytes whoever came first. Arguments: "cuda" for the first CUDA device, "model" for SmolLM2. */
+ * same bytes whoever came first. Arguments: "cuda" for the first CUDA device, "fp8" for weights in e4m3 there, "model"
+ * for SmolLM2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -137,8 +138,9 @@ static void a_chunk_right_after_the_canonical_context_is_none_within_rounding(vo
             worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
             top = fmax(top, fabs((double)a[i]));
         }
-        /* bf16 on CUDA: the same keys, folded in other cells */
-        assert_true(worst <= (strcmp(rig_device, "cpu") == 0 ? 1e-3 : 3e-2) * top);
+        /* bf16 on CUDA: the same keys, folded in other cells; e4m3: a last bit is 6 % */
+        print_message("off by %.2g\n", worst / top);
+        assert_true(worst <= (strcmp(rig_device, "cpu") == 0 ? 1e-3 : rig_weights ? 0.25 : 3e-2) * top);
         request_free(&q[0]);
         request_free(&q[1]);
     }
@@ -426,6 +428,7 @@ static void the_next_turn_computes_only_its_new_tokens(void **state) {
 int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         real |= strcmp(argv[i], "model") == 0;
+        if (strcmp(argv[i], "fp8") == 0) rig_weights = MEPIC_WEIGHTS_FP8;
         if (strcmp(argv[i], "cuda") == 0 && !rig_use_cuda()) return 77;
     }
     model = real ? real_model(SMOLLM2) : tiny_model(TINY_LLAMA);

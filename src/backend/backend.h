@@ -31,6 +31,7 @@ typedef struct mp_backend_config {
     uint32_t threads;            /* CPU: 0 = all */
     const char *isa;             /* CPU: NULL = best; else as mepic_engine_options.isa */
     uint32_t device;             /* CUDA: which */
+    mepic_weights weights;       /* CUDA: bf16 or fp8; the CPU takes DEFAULT alone */
     float gpu_memory;            /* CUDA: part of the free device memory to use */
     const mp_log *log;
 } mp_backend_config;

@@ -8,11 +8,12 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 
-enum { MP_ENGINE_FLAGS_N = 19 };
+enum { MP_ENGINE_FLAGS_N = 20 };
 
 typedef struct mp_engine_flags {
     const char *model, *canonical_context, *cache_dir, *isa, *device;
-    uint32_t threads, page_size, pages, context, max_running, step_tokens, kv_type, reuse, link_tokens, eviction;
+    uint32_t threads, page_size, pages, context, max_running, step_tokens, kv_type, weights, reuse, link_tokens;
+    uint32_t eviction;
     uint32_t max_queued; /* these two are no options of this group: set by the command */
     const mp_log *log;   /* where the engine's words go; NULL: standard error */
     uint64_t kv_memory;

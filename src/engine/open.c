@@ -137,6 +137,7 @@ static mp_backend_config backend_config(const mepic_engine *e) {
         .isa = o->isa,
         .device = e->device,
         .gpu_memory = o->gpu_memory,
+        .weights = o->weights,
         .log = &e->log,
     };
 }

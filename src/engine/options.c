@@ -80,6 +80,10 @@ mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_opt
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "eviction is %d; it must be one of mepic_eviction, 0 to 2",
                        (int)o.eviction);
     }
+    if ((unsigned)o.weights > MEPIC_WEIGHTS_FP8) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "weights is %d; it must be one of mepic_weights, 0 to 2",
+                       (int)o.weights);
+    }
     if (!(o.gpu_memory >= 0.0f && o.gpu_memory <= 1.0f)) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "gpu_memory is %g; it must be above 0 and at most 1, or 0 (default)",
                        (double)o.gpu_memory);

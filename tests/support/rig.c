@@ -10,6 +10,7 @@
 #include "support/models.h"
 
 const char *rig_device = "cpu";
+mepic_weights rig_weights;
 
 static void must(mepic_status status, const mepic_error *err) {
     if (status == MEPIC_OK) return;
@@ -73,10 +74,16 @@ rig *rig_open(const rig_options *options) {
         .whole_steps = true,
         .device = device,
         .gpu_memory = 0.9f,
+        .weights = rig_weights,
         .threads = o->threads,
         .isa = o->isa,
     };
-    must(ops->open(&backend, &r->backend, &err), &err);
+    mepic_status status = ops->open(&backend, &r->backend, &err);
+    if (rig_weights && status == MEPIC_ERR_UNSUPPORTED) {
+        fprintf(stderr, "rig: %s\n", err.message);
+        exit(77);
+    }
+    must(status, &err);
     must(mp_scheduler_open(&config, &r->scheduler, &err), &err);
     return r;
 }

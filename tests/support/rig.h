@@ -47,6 +47,8 @@ extern const char *rig_device;
 /* From now on on the first CUDA device, with tiny models whose heads it can compute; false: there is none. KV is bf16,
  * whatever the options say. */
 bool rig_use_cuda(void);
+/* Which weights rigs have: DEFAULT. Where the device has none of these the program ends as skipped. */
+extern mepic_weights rig_weights;
 
 rig *rig_open(const rig_options *options);
 void rig_close(rig *r);

@@ -67,6 +67,11 @@ static const float *floats(const mp_tensor *t) {
 /* ---- Open and close ---------------------------------------------------------------------------------------------- */
 
 static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
+    if (c->weights != MEPIC_WEIGHTS_DEFAULT) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "weights: the CPU multiplies them as they are in the file; leave the option out, or use a GPU "
+                       "(device cuda)");
+    }
     if (c->kv_type < MEPIC_KV_F16 || c->kv_type > MEPIC_KV_F32) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "kv_type: %d is none of f16, bf16 and f32", (int)c->kv_type);
     }

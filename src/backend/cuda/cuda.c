@@ -1,13 +1,15 @@
-/* A CUDA device behind the backend table: weights in bf16, pages, activations, and the order of launches in each
- * operation.
+/* A CUDA device behind the backend table: weights in bf16 or e4m3, pages, activations, and the order of launches in
+ * each operation.
  *
  * Everything is taken at open; a step copies its lists to the device, puts kernels on one stream and waits for them at
  * its end. What an operation launches depends on the row bucket and on which kinds of work there are, never on counts
  * or on the plan: those are read from memory. So a step of decode rows alone is recorded into a CUDA graph the first
  * time its bucket appears, and replayed from then on, whatever the plan (config.whole_steps).
  *
- * Numbers. Residual stream fp32; inputs of products, q, k, v and pages bf16; accumulation fp32. A row's bits depend on
- * its inputs and the pages it sees alone: products as matmul.h says, attention as fold.cuh says, the rest by row. */
+ * Numbers. Residual stream fp32; inputs of products, q, k, v and pages bf16; accumulation fp32. With weights in e4m3
+ * the inputs of their products are rounded once more, to e4m3 with a scale a row; where nobody looks between
+ * (whole_steps) the kernel that makes a row does that, to the same bits. A row's bits depend on its inputs and the
+ * pages it sees alone: products as matmul.h says, attention as fold.cuh says, the rest by row. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -60,6 +62,7 @@ typedef struct cuda_backend {
     uint32_t page_size, n_pages;
     size_t page_bytes, block_bytes;
     bool whole_steps;
+    bool e4m3[N_PRODUCTS]; /* whose weights are */
 
     uint8_t *slab;
     uint64_t *turns;
@@ -69,7 +72,8 @@ typedef struct cuda_backend {
     /* Activations; shapes in mp_act, gate and up side by side. */
     float *x, *logits;
     mp_bf16 *h, *qkv, *q, *a, *gate_up, *g;
-    float *host; /* pinned [logit_rows, n_vocab] */
+    mp_cu_matrix codes; /* input of the next product whose weights are e4m3 */
+    float *host;        /* pinned [logit_rows, n_vocab] */
 
     uint32_t n_rows, n_wanted; /* of this step; n_wanted: with logits */
     uint32_t bucket;           /* rows the launches of this step are for */
@@ -123,6 +127,19 @@ static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
     return MEPIC_OK;
 }
 
+static bool wants_e4m3(const mp_backend_config *c) {
+    return c->weights == MEPIC_WEIGHTS_FP8;
+}
+
+static mepic_status check_weights(const mp_backend_config *c, const mp_cu_device *d, mepic_error *err) {
+    if (!wants_e4m3(c) || mp_cu_matmul_has_e4m3(d)) return MEPIC_OK;
+    return mp_fail(
+        err, MEPIC_ERR_UNSUPPORTED,
+        "weights: fp8 needs compute capability 9.0 (Hopper); CUDA device %d (%s) has %u.%u; use bf16 weights "
+        "there",
+        d->id, d->name, d->arch / 10, d->arch % 10);
+}
+
 /* Rows whose logits fit at a time: all decode rows there can be. More of them, wanted of a prompt, come in parts. */
 static uint32_t logit_rows_of(const mp_backend_config *c) {
     uint32_t n = c->max_seqs > LOGIT_ROWS_MIN ? c->max_seqs : LOGIT_ROWS_MIN;
@@ -154,12 +171,15 @@ typedef struct buffer {
     const char *what;
 } buffer;
 
-enum { N_BUFFERS = 11 };
+enum { N_BUFFERS = 13 };
 
 static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffer *out) {
     const mp_hparams *hp = &config->model->hp;
     size_t rows = mp_cu_bucket(config->max_rows), slots = lists_config(config, 0, 0).max_slots;
-    size_t logit_rows = mp_cu_bucket(logit_rows_of(config));
+    size_t logit_rows = mp_cu_bucket(logit_rows_of(config)), widest = hp->n_embd;
+    if (widest < hp->n_ff) widest = hp->n_ff;
+    if (widest < heads_of(hp)) widest = heads_of(hp);
+    const size_t coded_rows = wants_e4m3(config) ? rows : 0;
     const buffer buffers[N_BUFFERS] = {
         { (void **)&c->x, rows * hp->n_embd * sizeof(float), "the residual stream" },
         { (void **)&c->h, rows * hp->n_embd * sizeof(mp_bf16), "normed rows" },
@@ -168,6 +188,8 @@ static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffe
         { (void **)&c->a, rows * heads_of(hp) * sizeof(mp_bf16), "attention's output" },
         { (void **)&c->gate_up, rows * 2 * hp->n_ff * sizeof(mp_bf16), "gate and up" },
         { (void **)&c->g, rows * hp->n_ff * sizeof(mp_bf16), "the feed-forward's input" },
+        { &c->codes.data, coded_rows * widest, "rows in e4m3" },
+        { (void **)&c->codes.scales, coded_rows * sizeof(float), "rows in e4m3" },
         { (void **)&c->logits, logit_rows * hp->n_vocab * sizeof(float), "logits" },
         { (void **)&c->partial_o, slots * hp->n_heads * hp->head_dim * sizeof(uint16_t), "partial states" },
         { (void **)&c->partial_ml, slots * hp->n_heads * 2 * sizeof(float), "partial states" },
@@ -183,12 +205,17 @@ static mepic_status cuda_kv_memory(const mp_backend_config *config, size_t *byte
     if (status != MEPIC_OK) return status;
     status = mp_cu_device_open(config->device, &d, err);
     if (status != MEPIC_OK) return status;
+    status = check_weights(config, &d, err);
+    if (status != MEPIC_OK) {
+        mp_cu_device_close(&d);
+        return status;
+    }
     size_t room = (size_t)((double)d.bytes_free * (double)config->gpu_memory);
     mp_backend_config largest = *config;
     largest.n_pages = 1u << 20;
     mp_cu_lists_config lists = lists_config(&largest, d.arch, d.n_sm);
-    size_t need =
-        SLACK_BYTES + mp_cu_weights_bytes(config->model) + mp_cu_weights_staging_bytes() + mp_cu_lists_bytes(&lists);
+    size_t need = SLACK_BYTES + mp_cu_weights_bytes(config->model, wants_e4m3(config)) + mp_cu_weights_staging_bytes() +
+                  mp_cu_lists_bytes(&lists);
     buffer buffers[N_BUFFERS];
     list_buffers(&c, config, buffers);
     for (uint32_t i = 0; i < N_BUFFERS; i++) need += buffers[i].bytes;
@@ -265,7 +292,7 @@ static void open_rope(cuda_backend *c) {
 static mepic_status open_products(cuda_backend *c, const mp_backend_config *config, mepic_error *err) {
     const mp_hparams *hp = c->hp;
     uint32_t n = hp->n_layers;
-    const mp_bf16 **weights = mp_calloc(4 * (size_t)n + 1, sizeof *weights);
+    mp_cu_matrix *weights = mp_calloc(4 * (size_t)n + 1, sizeof *weights);
     if (!weights) return mp_fail_nomem(err, "the table of weights", 4 * (size_t)n * sizeof *weights);
     for (uint32_t i = 0; i < n; i++) {
         const mp_cu_layer *l = &c->weights.layers[i];
@@ -274,16 +301,23 @@ static mepic_status open_products(cuda_backend *c, const mp_backend_config *conf
         weights[PRODUCT_GATE_UP * n + i] = l->gate_up;
         weights[PRODUCT_DOWN * n + i] = l->down;
     }
-    weights[4 * n] = c->weights.output;
-    const mp_cu_shape shapes[N_PRODUCTS] = {
-        [PRODUCT_QKV] = { "q, k, v", qkv_of(hp), hp->n_embd, MP_CU_OUT_BF16, config->max_rows, weights, n },
-        [PRODUCT_OUT] = { "attention output", hp->n_embd, heads_of(hp), MP_CU_OUT_ADD_F32, config->max_rows,
-                          weights + n, n },
-        [PRODUCT_GATE_UP] = { "gate, up", 2 * hp->n_ff, hp->n_embd, MP_CU_OUT_BF16, config->max_rows, weights + 2 * n,
-                              n },
-        [PRODUCT_DOWN] = { "down", hp->n_embd, hp->n_ff, MP_CU_OUT_ADD_F32, config->max_rows, weights + 3 * n, n },
-        [PRODUCT_LOGITS] = { "logits", hp->n_vocab, hp->n_embd, MP_CU_OUT_F32, c->logit_rows, weights + 4 * n, 1 },
+    weights[4 * n].data = c->weights.output;
+    mp_cu_shape shapes[N_PRODUCTS] = {
+        [PRODUCT_QKV] = { .name = "q, k, v", .n_out = qkv_of(hp), .n_in = hp->n_embd, .out = MP_CU_OUT_BF16 },
+        [PRODUCT_OUT] = { .name = "attention output",
+                          .n_out = hp->n_embd,
+                          .n_in = heads_of(hp),
+                          .out = MP_CU_OUT_ADD_F32 },
+        [PRODUCT_GATE_UP] = { .name = "gate, up", .n_out = 2 * hp->n_ff, .n_in = hp->n_embd, .out = MP_CU_OUT_BF16 },
+        [PRODUCT_DOWN] = { .name = "down", .n_out = hp->n_embd, .n_in = hp->n_ff, .out = MP_CU_OUT_ADD_F32 },
+        [PRODUCT_LOGITS] = { .name = "logits", .n_out = hp->n_vocab, .n_in = hp->n_embd, .out = MP_CU_OUT_F32 },
     };
+    for (uint32_t p = 0; p < N_PRODUCTS; p++) {
+        shapes[p].weights = weights + p * n;
+        shapes[p].n_weights = p == PRODUCT_LOGITS ? 1 : n;
+        shapes[p].max_rows = p == PRODUCT_LOGITS ? c->logit_rows : config->max_rows;
+        c->e4m3[p] = shapes[p].e4m3 = shapes[p].weights->scales != NULL;
+    }
     mepic_status status = mp_cu_matmul_open(&c->device, shapes, N_PRODUCTS, config->log, &c->products, err);
     mp_free(weights);
     return status;
@@ -316,17 +350,20 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     c->logit_rows = logit_rows_of(config);
     c->whole_steps = config->whole_steps;
     if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
+    if ((status = check_weights(config, &c->device, err)) != MEPIC_OK) goto fail;
     CUDA_TRY(&c->device, mp_cu_attend_open(c->device.id));
     mp_cu_lists_config lists = lists_config(config, c->device.arch, c->device.n_sm);
     if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
-    if ((status = mp_cu_weights_open(&c->device, c->model, config->log, &c->weights, err)) != MEPIC_OK) goto fail;
+    if ((status = mp_cu_weights_open(&c->device, c->model, wants_e4m3(config), config->log, &c->weights, err)) !=
+        MEPIC_OK)
+        goto fail;
     if ((status = open_buffers(c, config, err)) != MEPIC_OK) goto fail;
     status = mp_cu_sampler_open(&c->device, c->hp->n_vocab, c->logit_rows, MAX_ADJUSTS, &c->sampler, err);
     if (status != MEPIC_OK) goto fail;
     open_rope(c);
     if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
-    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d/%08x", c->device.arch, NUMERICS_VERSION,
-             mp_cu_matmul_class(c->products));
+    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d/%s%08x", c->device.arch, NUMERICS_VERSION,
+             wants_e4m3(config) ? "fp8/" : "", mp_cu_matmul_class(c->products));
     if ((status = open_slab(c, config, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_status(&c->device, err)) != MEPIC_OK) goto fail;
     *out = &c->base;
@@ -420,28 +457,45 @@ static void cuda_embed(mp_backend *b) {
                                      c->device.stream));
 }
 
+/* Where the kernel that makes the input of product p puts it: x, or codes at once where nobody looks between. */
+static mp_cu_matrix target(const cuda_backend *c, product p, mp_bf16 *x) {
+    return c->e4m3[p] && c->whole_steps ? c->codes : (mp_cu_matrix){ x, NULL };
+}
+
 static void cuda_norm(mp_backend *b, mp_norm which, uint32_t layer) {
     cuda_backend *c = self(b);
     if (!launches(c)) return;
     const mp_cu_layer *l = &c->weights.layers[layer];
-    CUDA_TRY(&c->device, mp_cu_norm(c->bucket, NULL, NULL, c->x, which == MP_NORM_ATTN ? l->attn_norm : l->ffn_norm,
-                                    c->hp->norm_eps, c->hp->n_embd, c->h, c->device.stream));
+    bool attn = which == MP_NORM_ATTN;
+    CUDA_TRY(&c->device,
+             mp_cu_norm(c->bucket, NULL, NULL, c->x, attn ? l->attn_norm : l->ffn_norm, c->hp->norm_eps, c->hp->n_embd,
+                        target(c, attn ? PRODUCT_QKV : PRODUCT_GATE_UP, c->h), c->device.stream));
 }
 
-static void multiply(cuda_backend *c, product p, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out) {
-    mp_cu_matmul_run(c->products, p, n_rows, x, w, out, c->device.stream);
+/* out is product p of n_rows rows of x, [rows, n_in], or of their codes. */
+static void multiply(cuda_backend *c, product p, uint32_t n_rows, mp_bf16 *x, uint32_t n_in, mp_cu_matrix w,
+                     void *out) {
+    mp_cu_matrix in = { x, NULL };
+    if (c->e4m3[p]) {
+        in = c->codes;
+        if (p == PRODUCT_OUT || !c->whole_steps) {
+            CUDA_TRY(&c->device, mp_cu_quantize(c->bucket, x, n_in, in, c->device.stream));
+        }
+    }
+    mp_cu_matmul_run(c->products, p, n_rows, in, w, out, c->device.stream);
 }
 
 static void cuda_project(mp_backend *b, mp_proj which, uint32_t layer) {
     cuda_backend *c = self(b);
     if (!launches(c)) return;
     const mp_cu_layer *l = &c->weights.layers[layer];
+    const mp_hparams *hp = c->hp;
     uint32_t n = c->bucket < c->max_rows ? c->bucket : c->max_rows;
     switch (which) {
-    case MP_PROJ_QKV: multiply(c, PRODUCT_QKV, n, c->h, l->wqkv, c->qkv); break;
-    case MP_PROJ_OUT: multiply(c, PRODUCT_OUT, n, c->a, l->wo, c->x); break;
-    case MP_PROJ_GATE_UP: multiply(c, PRODUCT_GATE_UP, n, c->h, l->gate_up, c->gate_up); break;
-    case MP_PROJ_DOWN: multiply(c, PRODUCT_DOWN, n, c->g, l->down, c->x); break;
+    case MP_PROJ_QKV: multiply(c, PRODUCT_QKV, n, c->h, hp->n_embd, l->wqkv, c->qkv); break;
+    case MP_PROJ_OUT: multiply(c, PRODUCT_OUT, n, c->a, heads_of(hp), l->wo, c->x); break;
+    case MP_PROJ_GATE_UP: multiply(c, PRODUCT_GATE_UP, n, c->h, hp->n_embd, l->gate_up, c->gate_up); break;
+    case MP_PROJ_DOWN: multiply(c, PRODUCT_DOWN, n, c->g, hp->n_ff, l->down, c->x); break;
     }
 }
 
@@ -505,7 +559,8 @@ static void cuda_attend(mp_backend *b, uint32_t layer) {
 static void cuda_activate(mp_backend *b) {
     cuda_backend *c = self(b);
     if (!launches(c)) return;
-    CUDA_TRY(&c->device, mp_cu_swiglu(c->bucket, c->gate_up, c->hp->n_ff, c->g, c->device.stream));
+    CUDA_TRY(&c->device,
+             mp_cu_swiglu(c->bucket, c->gate_up, c->hp->n_ff, target(c, PRODUCT_DOWN, c->g), c->device.stream));
 }
 
 /* ---- Logits ------------------------------------------------------------------------------------------------------ */
@@ -516,10 +571,10 @@ static void compute_logits(cuda_backend *c, uint32_t first, uint32_t n) {
     uint32_t bucket = mp_cu_bucket(n) < c->logit_rows ? mp_cu_bucket(n) : c->logit_rows;
     /* Behind the first part, which alone is recorded, the list must not be read past its end. */
     uint32_t n_norms = first == 0 ? bucket : n;
-    CUDA_TRY(&c->device,
-             mp_cu_norm(n_norms, work->logit_rows + first, first == 0 ? &work->counts->n_logits : NULL, c->x,
-                        c->weights.output_norm, c->hp->norm_eps, c->hp->n_embd, c->h, c->device.stream));
-    multiply(c, PRODUCT_LOGITS, bucket, c->h, c->weights.output, c->logits);
+    CUDA_TRY(&c->device, mp_cu_norm(n_norms, work->logit_rows + first, first == 0 ? &work->counts->n_logits : NULL,
+                                    c->x, c->weights.output_norm, c->hp->norm_eps, c->hp->n_embd,
+                                    (mp_cu_matrix){ c->h, NULL }, c->device.stream));
+    multiply(c, PRODUCT_LOGITS, bucket, c->h, c->hp->n_embd, (mp_cu_matrix){ c->weights.output, NULL }, c->logits);
     c->first_logits = first;
     c->n_logits = n;
 }

@@ -32,6 +32,13 @@ extern "C" {
 
 typedef uint16_t mp_bf16; /* bits; kernels reinterpret */
 
+/* Rows that a product reads: bf16, or e4m3 codes that times their row's scale are the values. */
+typedef struct mp_cu_matrix {
+    void *data;    /* [rows, n] */
+    float *scales; /* [rows]; NULL: bf16 */
+} mp_cu_matrix;
+#define MP_CU_E4M3_MAX 448.0f
+
 /* ---- A step's work ----------------------------------------------------------------------------------------------- */
 
 typedef struct mp_cu_row {
@@ -150,9 +157,9 @@ cudaError_t mp_cu_kernels_check(void);
 /* x[r] = embedding of the row's token; table bf16 [n_vocab, n_embd], x fp32. */
 cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const mp_bf16 *table, uint32_t n_embd, float *x,
                         cudaStream_t stream);
-/* h = x / rms(x) * weight, h bf16. rows: NULL, or the step rows to take (logit_rows): h[i] = norm(x[rows[i]]). */
+/* h = x / rms(x) * weight. rows: NULL, or the step rows to take (logit_rows): h[i] = norm(x[rows[i]]). */
 cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
-                       const float *weight, float eps, uint32_t n_embd, mp_bf16 *h, cudaStream_t stream);
+                       const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, cudaStream_t stream);
 
 typedef struct mp_cu_store {
     uint32_t head_dim, n_heads, n_kv_heads, page_size;
@@ -170,8 +177,13 @@ typedef struct mp_cu_store {
  * n_rows rows; of those from counts->n_rows on nothing is written. */
 cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t stream);
 
-/* g[r, i] = silu(gu[r, i]) * gu[r, n_ff + i]; gu bf16 [rows, 2 n_ff], g bf16 [rows, n_ff]. */
-cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_bf16 *g, cudaStream_t stream);
+/* g[r, i] = silu(gu[r, i]) * gu[r, n_ff + i]; gu bf16 [rows, 2 n_ff], g [rows, n_ff]. */
+cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, cudaStream_t stream);
+/* x bf16 [rows, n] in e4m3: a row's scale is its largest magnitude / 448 (of 1e-30 at least), codes are to nearest
+ * even. Where norm and swiglu write codes they are those of their bf16 results. n a multiple of 8, at most
+ * MP_CU_MAX_QUANTIZED. */
+#define MP_CU_MAX_QUANTIZED 32768u
+cudaError_t mp_cu_quantize(uint32_t n_rows, const mp_bf16 *x, uint32_t n, mp_cu_matrix out, cudaStream_t stream);
 /* Zeroes pages; n from device memory, at most max_pages. */
 cudaError_t mp_cu_zero_pages(const uint32_t *pages, const uint32_t *n, uint32_t max_pages, uint8_t *slab,
                              size_t page_bytes, cudaStream_t stream);

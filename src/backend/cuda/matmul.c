@@ -54,9 +54,11 @@ struct mp_cu_matmul {
 
 /* While measuring. */
 typedef struct scratch {
-    void *x, *out, *flush;
-    uint8_t *row;    /* host: a row of out */
-    uint8_t *before; /* host: what the fixed row's out holds before a run that adds */
+    void *x, *out, *flush; /* x: bf16 */
+    mp_cu_matrix codes;    /* the same in e4m3, where a shape wants it */
+    mp_cu_matrix in;       /* x of the shape at hand: one or the other */
+    uint8_t *row;          /* host: a row of out */
+    uint8_t *before;       /* host: what the fixed row's out holds before a run that adds */
     cudaEvent_t start, stop;
     bucket buckets[MAX_BUCKETS];
 } scratch;
@@ -78,6 +80,10 @@ static bool try_cublas(mp_cu_device *d, cublasStatus_t status, const char *what,
 }
 #define CUBLAS_TRY(device, call) try_cublas(device, call, #call, __LINE__)
 
+bool mp_cu_matmul_has_e4m3(const mp_cu_device *device) {
+    return device->arch == 90;
+}
+
 /* ---- One product ------------------------------------------------------------------------------------------------- */
 
 static size_t out_size(mp_cu_out out) {
@@ -90,33 +96,45 @@ typedef struct call {
     cublasLtMatrixLayoutOpaque_t w, x, out;
 } call;
 
-static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, call *c) {
+static bool set(mp_cu_device *d, call *c, cublasLtMatmulDescAttributes_t name, const void *value, size_t size) {
+    return CUBLAS_TRY(d, cublasLtMatmulDescSetAttribute(&c->what, name, value, size));
+}
+
+static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, mp_cu_matrix x, mp_cu_matrix w, call *c) {
     const cublasOperation_t transposed = CUBLAS_OP_T;
-    cudaDataType_t type = s->out == MP_CU_OUT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
-    return CUBLAS_TRY(d, cublasLtMatmulDescInit(&c->what, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
-           CUBLAS_TRY(d, cublasLtMatmulDescSetAttribute(&c->what, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                                        sizeof transposed)) &&
-           CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->w, CUDA_R_16BF, s->n_in, s->n_out, s->n_in)) &&
-           CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->x, CUDA_R_16BF, s->n_in, rows, s->n_in)) &&
-           CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->out, type, s->n_out, rows, s->n_out));
+    cudaDataType_t in = s->e4m3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    cudaDataType_t out = s->out == MP_CU_OUT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    bool ok = CUBLAS_TRY(d, cublasLtMatmulDescInit(&c->what, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+              set(d, c, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) &&
+              CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->w, in, s->n_in, s->n_out, s->n_in)) &&
+              CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->x, in, s->n_in, rows, s->n_in)) &&
+              CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->out, out, s->n_out, rows, s->n_out));
+    if (!ok || !s->e4m3) return ok;
+    const int32_t row_scales = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    const int8_t fast = 0; /* sums are promoted to fp32 on their way: the tensor cores' own have 14 bits */
+    return set(d, c, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &row_scales, sizeof row_scales) &&
+           set(d, c, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &row_scales, sizeof row_scales) &&
+           set(d, c, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w.scales, sizeof w.scales) &&
+           set(d, c, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x.scales, sizeof x.scales) &&
+           set(d, c, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
 }
 
-static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, call *c, const cublasLtMatmulAlgo_t *algo, const void *x,
-                     const void *w, void *out, cudaStream_t stream) {
+static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
+                     mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
     const float one = 1.0f, keep = s->out == MP_CU_OUT_ADD_F32 ? 1.0f : 0.0f;
-    return CUBLAS_TRY(m->device, cublasLtMatmul(m->handle, &c->what, &one, w, &c->w, x, &c->x, &keep, out, &c->out, out,
-                                                &c->out, algo, m->workspace, WORKSPACE, stream));
+    call c;
+    return describe(m->device, s, rows, x, w, &c) &&
+           CUBLAS_TRY(m->device, cublasLtMatmul(m->handle, &c.what, &one, w.data, &c.w, x.data, &c.x, &keep, out,
+                                                &c.out, out, &c.out, algo, m->workspace, WORKSPACE, stream));
 }
 
-bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, const mp_bf16 *x, const mp_bf16 *w, void *out,
+bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, mp_cu_matrix x, mp_cu_matrix w, void *out,
                       cudaStream_t stream) {
     const product *p = &m->products[i];
-    call c;
     uint32_t b = bucket_index(n_rows);
     if (b >= p->n_buckets) b = p->n_buckets - 1;
     if (n_rows < p->buckets[b].pad) n_rows = p->buckets[b].pad;
-    return describe(m->device, &p->shape, n_rows, &c) &&
-           multiply(m, &p->shape, &c, &p->buckets[b].algo, x, w, out, stream);
+    return multiply(m, &p->shape, n_rows, &p->buckets[b].algo, x, w, out, stream);
 }
 
 /* ---- Measuring --------------------------------------------------------------------------------------------------- */
@@ -144,6 +162,8 @@ static bool fill_x(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, scratch
                                          d->stream));
         done += more;
     }
+    t->in = s->e4m3 ? t->codes : (mp_cu_matrix){ t->x, NULL };
+    if (ok && s->e4m3) ok = CUDA_TRY(d, mp_cu_quantize(rows, t->x, s->n_in, t->codes, d->stream));
     ok = ok && CUDA_TRY(d, cudaStreamSynchronize(d->stream));
     mp_free(host);
     return ok;
@@ -153,7 +173,6 @@ static bool fill_x(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, scratch
 static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
                            scratch *t, uint64_t *out) {
     mp_cu_device *d = m->device;
-    call c;
     size_t bytes = s->n_out * out_size(s->out);
     const uint32_t last = (rows - 1) / FIXED, places[] = { 0, last / 2 * FIXED, last * FIXED };
     for (int i = 0; i < 3; i++) {
@@ -161,7 +180,7 @@ static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows,
                                               cudaMemcpyHostToDevice, d->stream));
         if (!ok) return false;
     }
-    if (!describe(d, s, rows, &c) || !multiply(m, s, &c, algo, t->x, s->weights[0], t->out, d->stream)) return false;
+    if (!multiply(m, s, rows, algo, t->in, s->weights[0], t->out, d->stream)) return false;
     uint64_t hash[3];
     for (int i = 0; i < 3; i++) {
         bool ok = CUDA_TRY(d, cudaMemcpyAsync(t->row, (uint8_t *)t->out + places[i] * bytes, bytes,
@@ -175,13 +194,13 @@ static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows,
 }
 
 /* Time of one run in microseconds: n of them queued behind a write that empties the cache. */
-static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, call *c, const cublasLtMatmulAlgo_t *algo, uint32_t n,
-                      scratch *t, float *us) {
+static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
+                      uint32_t n, scratch *t, float *us) {
     mp_cu_device *d = m->device;
     bool ok = CUDA_TRY(d, cudaMemsetAsync(t->flush, 0, FLUSH, d->stream)) &&
               CUDA_TRY(d, cudaEventRecord(t->start, d->stream));
     for (uint32_t i = 0; ok && i < n; i++) {
-        ok = multiply(m, s, c, algo, t->x, s->weights[(i + 1) % s->n_weights], t->out, d->stream);
+        ok = multiply(m, s, rows, algo, t->in, s->weights[(i + 1) % s->n_weights], t->out, d->stream);
     }
     float ms;
     ok = ok && CUDA_TRY(d, cudaEventRecord(t->stop, d->stream)) && CUDA_TRY(d, cudaEventSynchronize(t->stop)) &&
@@ -207,7 +226,7 @@ static void add_candidate(bucket *b, const cublasLtMatmulAlgo_t *algo) {
 }
 
 /* Adds what the library proposes for `rows` rows. */
-static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, bucket *b) {
+static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const scratch *t, bucket *b) {
     mp_cu_device *d = m->device;
     const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE, align = 16;
     cublasLtMatmulPreferenceOpaque_t wish;
@@ -226,7 +245,7 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
         { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align, sizeof align },
         { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align, sizeof align },
     };
-    bool ok = describe(d, s, rows, &c) && CUBLAS_TRY(d, cublasLtMatmulPreferenceInit(&wish));
+    bool ok = describe(d, s, rows, t->in, s->weights[0], &c) && CUBLAS_TRY(d, cublasLtMatmulPreferenceInit(&wish));
     for (size_t i = 0; ok && i < sizeof wishes / sizeof *wishes; i++) {
         ok =
             CUBLAS_TRY(d, cublasLtMatmulPreferenceSetAttribute(&wish, wishes[i].name, wishes[i].value, wishes[i].size));
@@ -242,9 +261,12 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
 }
 
 /* Whether an algorithm, found for another number of rows, can do this one. */
-static bool can(mp_cu_matmul *m, call *c, const cublasLtMatmulAlgo_t *algo) {
+static bool can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
+                const scratch *t) {
     cublasLtMatmulHeuristicResult_t result;
-    cublasStatus_t status = cublasLtMatmulAlgoCheck(m->handle, &c->what, &c->w, &c->x, &c->out, &c->out, algo, &result);
+    call c;
+    if (!describe(m->device, s, rows, t->in, s->weights[0], &c)) return false;
+    cublasStatus_t status = cublasLtMatmulAlgoCheck(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, algo, &result);
     return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE;
 }
 
@@ -257,21 +279,19 @@ static float fastest_time(const bucket *b) {
 /* The first launch of an algorithm loads its kernel: that is not its time. Few rows do for that. */
 static bool load_kernel(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
                         scratch *t) {
-    call c;
-    if (!describe(m->device, s, rows < FEW_ROWS ? rows : FEW_ROWS, &c)) return false;
-    return !can(m, &c, algo) || multiply(m, s, &c, algo, t->x, s->weights[0], t->out, m->device->stream);
+    if (rows > FEW_ROWS) rows = FEW_ROWS;
+    return !can(m, s, rows, algo, t) || multiply(m, s, rows, algo, t->in, s->weights[0], t->out, m->device->stream);
 }
 
 /* Times the candidates of a bucket: all shortly, those not far behind again; the bits of those close to the best. */
 static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scratch *t) {
-    call c;
-    bool ok = describe(m->device, s, b->rows, &c);
+    bool ok = true;
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
         k->us = INFINITY;
-        if (!can(m, &c, &k->algo)) continue;
+        if (!can(m, s, b->rows, &k->algo, t)) continue;
         ok = (k->loaded || load_kernel(m, s, b->rows, &k->algo, t)) &&
-             time_runs(m, s, &c, &k->algo, b->rows <= FEW_ROWS ? 3 : 1, t, &k->us);
+             time_runs(m, s, b->rows, &k->algo, b->rows <= FEW_ROWS ? 3 : 1, t, &k->us);
         k->loaded = true;
     }
     float best = fastest_time(b);
@@ -280,13 +300,13 @@ static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scr
         candidate *k = &b->candidates[i];
         float us = INFINITY;
         k->once = k->us;
-        if (k->us <= 1.3f * best) ok = time_runs(m, s, &c, &k->algo, n, t, &us);
+        if (k->us <= 1.3f * best) ok = time_runs(m, s, b->rows, &k->algo, n, t, &us);
         k->us = us;
     }
     best = fastest_time(b);
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
-        k->close = k->us <= 1.1f * best;
+        k->close = k->us <= 1.1f * best && k->us < INFINITY;
         if (k->close) ok = hash_fixed_row(m, s, b->rows, &k->algo, t, &k->hash);
     }
     return ok;
@@ -328,9 +348,8 @@ static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n
         for (int side = 0; side < 2; side++) {
             uint32_t other = side ? b + away : b - away; /* wraps below 0 */
             const candidate *k = other < n_buckets ? fastest(&t->buckets[other], hash) : NULL;
-            call c;
             uint64_t here = 0;
-            if (!k || !describe(m->device, s, t->buckets[b].rows, &c) || !can(m, &c, &k->algo)) continue;
+            if (!k || !can(m, s, t->buckets[b].rows, &k->algo, t)) continue;
             if (hash_fixed_row(m, s, t->buckets[b].rows, &k->algo, t, &here) && here == hash) return k;
         }
     }
@@ -404,9 +423,9 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
         if (i > 0 && rows <= FEW_ROWS) {
             take_over(&t->buckets[i - 1], b);
         } else if (i > 0) {
-            ok = find_algorithms(m, shape, rows, b);
+            ok = find_algorithms(m, shape, rows, t, b);
         }
-        for (uint32_t few = 1; ok && i == 0 && few <= FEW_ROWS; few *= 4) ok = find_algorithms(m, shape, few, b);
+        for (uint32_t few = 1; ok && i == 0 && few <= FEW_ROWS; few *= 4) ok = find_algorithms(m, shape, few, t, b);
         b->rows = rows;
         ok = ok && measure_bucket(m, shape, b, t);
     }
@@ -420,6 +439,7 @@ static void close_scratch(mp_cu_device *d, scratch *t) {
     if (t->start) cudaEventDestroy(t->start);
     if (t->stop) cudaEventDestroy(t->stop);
     mp_cu_drop(d, t->x);
+    mp_cu_drop(d, t->codes.scales);
     mp_cu_drop(d, t->out);
     mp_cu_drop(d, t->flush);
     mp_free(t->row);
@@ -430,12 +450,14 @@ static void close_scratch(mp_cu_device *d, scratch *t) {
 static mepic_status open_scratch(mp_cu_device *d, const mp_cu_shape *shapes, uint32_t n, scratch **out,
                                  mepic_error *err) {
     size_t x = 0, y = 0, row = 0;
+    bool any_codes = false;
     for (uint32_t i = 0; i < n; i++) {
         const mp_cu_shape *s = &shapes[i];
         size_t bytes = s->n_out * out_size(s->out);
         if (most_rows(s) * (size_t)s->n_in * sizeof(mp_bf16) > x) x = most_rows(s) * (size_t)s->n_in * sizeof(mp_bf16);
         if (most_rows(s) * bytes > y) y = most_rows(s) * bytes;
         if (bytes > row) row = bytes;
+        any_codes = any_codes || s->e4m3;
     }
     scratch *t = mp_calloc(1, sizeof *t);
     if (!t) return mp_fail_nomem(err, "what measures products", sizeof *t);
@@ -445,6 +467,12 @@ static mepic_status open_scratch(mp_cu_device *d, const mp_cu_shape *shapes, uin
     if (!t->row || !t->before) status = mp_fail_nomem(err, "what measures products", 2 * row);
     for (size_t i = 0; t->before && i + 1 < row; i += 2) t->before[i + 1] = (uint8_t)(i / 2 % 7 == 0 ? 0x3f : 0xbe);
     if (status == MEPIC_OK) status = mp_cu_take(d, x, "measuring products (their inputs)", &t->x, err);
+    if (status == MEPIC_OK && any_codes) { /* scales, then codes */
+        void *codes;
+        size_t scales = MAX_MEASURED * sizeof(float);
+        status = mp_cu_take(d, scales + x / sizeof(mp_bf16), "measuring products (their inputs)", &codes, err);
+        if (status == MEPIC_OK) t->codes = (mp_cu_matrix){ (uint8_t *)codes + scales, codes };
+    }
     if (status == MEPIC_OK) status = mp_cu_take(d, y, "measuring products (their results)", &t->out, err);
     if (status == MEPIC_OK) status = mp_cu_take(d, FLUSH, "measuring products", &t->flush, err);
     if (status == MEPIC_OK && (!CUDA_TRY(d, cudaMemsetAsync(t->out, 0, y, d->stream)) ||

@@ -5,6 +5,7 @@
  * whatever they held; what would write outside the activations for them (pages) does nothing. */
 #include "backend/cuda/kernels.h"
 
+#include <cuda_fp8.h>
 #include <string.h>
 
 #include "backend/cuda/fold.cuh"
@@ -54,19 +55,77 @@ cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const mp_bf16 *
     return cudaGetLastError();
 }
 
-/* ---- Norm -------------------------------------------------------------------------------------------------------- */
+/* ---- A row a block ----------------------------------------------------------------------------------------------- */
 
-/* The sum over a block of up to 1024 threads, in one order. `part` has 32 places. */
-static __device__ __forceinline__ float block_sum(float x, float *part) {
+/* Sum or maximum (of what is not negative) over a warp and over a block of up to 1024 threads, in one order. `part` has
+ * 32 places, for one call. */
+template <bool MOST> static __device__ __forceinline__ float warp_fold(float x) {
 #pragma unroll
-    for (uint32_t step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
-    __syncthreads();
-    x = threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.0f;
-#pragma unroll
-    for (uint32_t step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    for (uint32_t step = WARP / 2; step > 0; step /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, x, step);
+        x = MOST ? fmaxf(x, other) : x + other;
+    }
     return x;
 }
+
+template <bool MOST> static __device__ __forceinline__ float block_fold(float x, float *part) {
+    x = warp_fold<MOST>(x);
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_fold<MOST>(threadIdx.x % WARP < blockDim.x / WARP ? part[threadIdx.x % WARP] : 0.0f);
+}
+
+static __device__ __forceinline__ uint2 codes_of(const float *x, float inverse) {
+    uint32_t w[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float2 a = make_float2(x[4 * i] * inverse, x[4 * i + 1] * inverse),
+                     b = make_float2(x[4 * i + 2] * inverse, x[4 * i + 3] * inverse);
+        w[i] = __nv_cvt_float2_to_fp8x2(a, __NV_SATFINITE, __NV_E4M3) |
+               (uint32_t)__nv_cvt_float2_to_fp8x2(b, __NV_SATFINITE, __NV_E4M3) << 16;
+    }
+    return make_uint2(w[0], w[1]);
+}
+
+/* Row r of a product's input, of which a thread has units threadIdx.x, + blockDim.x, ...: those past the row's end are
+ * zero. All threads of the block take part. */
+template <uint32_t N, bool CODES>
+static __device__ __forceinline__ void put_row(mp_cu_matrix out, uint32_t r, uint32_t n_units, const float (*v)[UNIT]) {
+    __shared__ float part[WARP];
+    uint4 units[N];
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) units[i] = pack(v[i]);
+    float most = 0.0f, inverse = 0.0f, x[UNIT];
+    if (CODES) {
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++) {
+            unpack(units[i], x);
+#pragma unroll
+            for (uint32_t j = 0; j < UNIT; j++) most = fmaxf(most, fabsf(x[j]));
+        }
+        most = fmaxf(block_fold<true>(most, part), 1e-30f);
+        inverse = __fdiv_rn(MP_CU_E4M3_MAX, most);
+        if (threadIdx.x == 0) out.scales[r] = __fdiv_rn(most, MP_CU_E4M3_MAX);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t u = i * blockDim.x + threadIdx.x;
+        if (u >= n_units) continue;
+        if (CODES) {
+            unpack(units[i], x);
+            ((uint2 *)out.data)[(size_t)r * n_units + u] = codes_of(x, inverse);
+        } else {
+            ((uint4 *)out.data)[(size_t)r * n_units + u] = units[i];
+        }
+    }
+}
+
+/* Threads a block has where each holds n of a row's units. */
+static uint32_t threads_for(uint32_t n_units, uint32_t n) {
+    return ((n_units + n - 1) / n + WARP - 1) / WARP * WARP;
+}
+
+/* ---- Norm -------------------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void load_unit(const float4 *from, float *x) {
     float4 a = make_float4(0, 0, 0, 0), b = a;
@@ -79,9 +138,10 @@ static __device__ __forceinline__ void load_unit(const float4 *from, float *x) {
 }
 
 /* A row a block; a thread holds N units of 8 values. */
-template <uint32_t N>
-static __global__ void norm(const uint32_t *rows, const uint32_t *n_real, const float4 *x, const float4 *weight,
-                            float eps, uint32_t n_units, uint4 *h) {
+template <uint32_t N, bool CODES>
+static __global__ void __launch_bounds__(1024)
+    norm(const uint32_t *rows, const uint32_t *n_real, const float4 *x, const float4 *weight, float eps,
+         uint32_t n_units, mp_cu_matrix h) {
     __shared__ float part[WARP];
     if (n_real && blockIdx.x >= *n_real) return;
     size_t from = rows ? rows[blockIdx.x] : blockIdx.x;
@@ -98,27 +158,25 @@ static __global__ void norm(const uint32_t *rows, const uint32_t *n_real, const 
 #pragma unroll
         for (uint32_t j = 0; j < UNIT; j++) squares = __fmaf_rn(v[i][j], v[i][j], squares);
     }
-    float scale = 1.0f / sqrtf(block_sum(squares, part) / (float)(n_units * UNIT) + eps);
+    float scale = 1.0f / sqrtf(block_fold<false>(squares, part) / (float)(n_units * UNIT) + eps);
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) {
-        uint32_t u = i * blockDim.x + threadIdx.x;
-        if (u >= n_units) continue;
-        float y[UNIT];
 #pragma unroll
-        for (uint32_t j = 0; j < UNIT; j++) y[j] = v[i][j] * scale * w[i][j];
-        h[(size_t)blockIdx.x * n_units + u] = pack(y);
+        for (uint32_t j = 0; j < UNIT; j++) v[i][j] = v[i][j] * scale * w[i][j];
     }
+    put_row<N, CODES>(h, blockIdx.x, n_units, v);
 }
 
 cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
-                       const float *weight, float eps, uint32_t n_embd, mp_bf16 *h, cudaStream_t stream) {
+                       const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, cudaStream_t stream) {
     if (n_rows == 0) return cudaSuccess;
     uint32_t n_units = n_embd / UNIT;
     if (n_embd % UNIT || n_units > 4 * 1024) return cudaErrorInvalidValue;
-    uint32_t n = n_units <= 1024 ? 1 : 4, threads = ((n_units + n - 1) / n + WARP - 1) / WARP * WARP;
-    auto kernel = n == 1 ? norm<1> : norm<4>;
-    kernel<<<n_rows, threads, 0, stream>>>(rows, n_real, (const float4 *)x, (const float4 *)weight, eps, n_units,
-                                           (uint4 *)h);
+    uint32_t n = n_units <= 1024 ? 1 : 4;
+    auto kernel = n == 1 ? norm<1, false> : norm<4, false>;
+    if (h.scales) kernel = n == 1 ? norm<1, true> : norm<4, true>;
+    kernel<<<n_rows, threads_for(n_units, n), 0, stream>>>(rows, n_real, (const float4 *)x, (const float4 *)weight, eps,
+                                                           n_units, h);
     return cudaGetLastError();
 }
 
@@ -233,25 +291,63 @@ cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t
     return cudaGetLastError();
 }
 
-/* ---- SwiGLU and pages -------------------------------------------------------------------------------------------- */
+/* ---- SwiGLU, e4m3 and pages -------------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ void gate(uint4 g, uint4 u, float *y) {
+    float b[UNIT];
+    unpack(g, y);
+    unpack(u, b);
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) y[j] = __fdividef(y[j], 1.0f + __expf(-y[j])) * b[j];
+}
 
 static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint4 *g) {
     uint32_t u = blockIdx.x * blockDim.x + threadIdx.x;
     if (u >= n_units) return;
-    float a[UNIT], b[UNIT];
+    float y[UNIT];
     const uint4 *row = gu + (size_t)blockIdx.y * 2 * n_units;
-    unpack(row[u], a);
-    unpack(row[n_units + u], b);
-#pragma unroll
-    for (uint32_t j = 0; j < UNIT; j++) a[j] = __fdividef(a[j], 1.0f + __expf(-a[j])) * b[j];
-    g[(size_t)blockIdx.y * n_units + u] = pack(a);
+    gate(row[u], row[n_units + u], y);
+    g[(size_t)blockIdx.y * n_units + u] = pack(y);
 }
 
-cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_bf16 *g, cudaStream_t stream) {
+/* Rows in e4m3: x, or with GATED swiglu of it. */
+template <uint32_t N, bool GATED>
+static __global__ void __launch_bounds__(1024) quantize(const uint4 *x, uint32_t n_units, mp_cu_matrix out) {
+    const uint4 zero = make_uint4(0, 0, 0, 0), *row = x + (size_t)blockIdx.x * n_units * (GATED ? 2 : 1);
+    float v[N][UNIT];
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t u = i * blockDim.x + threadIdx.x;
+        bool here = u < n_units;
+        if (GATED) {
+            gate(here ? row[u] : zero, here ? row[n_units + u] : zero, v[i]);
+        } else {
+            unpack(here ? row[u] : zero, v[i]);
+        }
+    }
+    put_row<N, true>(out, blockIdx.x, n_units, v);
+}
+
+template <bool GATED>
+static cudaError_t quantize_rows(uint32_t n_rows, const mp_bf16 *x, uint32_t n, mp_cu_matrix out, cudaStream_t stream) {
+    uint32_t n_units = n / UNIT, each = n_units <= 1024 ? 1 : n_units <= 2048 ? 2 : 4;
     if (n_rows == 0) return cudaSuccess;
+    if (n % UNIT || n > MP_CU_MAX_QUANTIZED) return cudaErrorInvalidValue;
+    auto kernel = each == 1 ? quantize<1, GATED> : each == 2 ? quantize<2, GATED> : quantize<4, GATED>;
+    kernel<<<n_rows, threads_for(n_units, each), 0, stream>>>((const uint4 *)x, n_units, out);
+    return cudaGetLastError();
+}
+
+cudaError_t mp_cu_quantize(uint32_t n_rows, const mp_bf16 *x, uint32_t n, mp_cu_matrix out, cudaStream_t stream) {
+    return quantize_rows<false>(n_rows, x, n, out, stream);
+}
+
+cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, cudaStream_t stream) {
+    if (n_rows == 0) return cudaSuccess;
+    if (g.scales) return quantize_rows<true>(n_rows, gu, n_ff, g, stream);
     if (n_ff % UNIT || n_rows > 65535) return cudaErrorInvalidValue; /* rows are a grid's y */
     uint32_t n_units = n_ff / UNIT;
-    swiglu<<<dim3((n_units + 127) / 128, n_rows), 128, 0, stream>>>((const uint4 *)gu, n_units, (uint4 *)g);
+    swiglu<<<dim3((n_units + 127) / 128, n_rows), 128, 0, stream>>>((const uint4 *)gu, n_units, (uint4 *)g.data);
     return cudaGetLastError();
 }
 
