@@ -317,6 +317,7 @@ bool mepic_poll(mepic_engine *engine, mepic_event *out);
 typedef struct mepic_stats {
     uint32_t pages_total, pages_free;
     uint32_t pages_referenced; /* by running requests and jobs, each page once */
+    uint32_t pages_prefix, pages_chunk; /* of these, in a cache; the others are private */
     uint32_t pages_evictable;  /* cached, read by nobody */
     uint32_t pages_canonical;  /* of the canonical context */
     uint32_t pages_unshared;   /* what running requests would hold without sharing */

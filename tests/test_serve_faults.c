@@ -21,7 +21,6 @@
 static const char long_stream[] = "{\"prompt\":\"x\"," LONG ",\"stream\":true}";
 static const char long_body[] = "{\"prompt\":\"x\"," LONG "}";
 static const char aborted[] = "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} ";
-static const char referenced[] = "mepic:pages{model_name=\"tiny\",kind=\"referenced\"} ";
 
 static void open_long(const mp_server_options *given, uint32_t max_running) {
     mepic_engine_options options = long_options();
@@ -30,6 +29,16 @@ static void open_long(const mp_server_options *given, uint32_t max_running) {
     mp_server_options serve = given ? *given : default_options();
     serve.engine = engine;
     start(&serve);
+}
+
+static double pages(const char *kind) {
+    char line[64];
+    snprintf(line, sizeof line, "mepic:pages{model_name=\"tiny\",kind=\"%s\"} ", kind);
+    return metric(line);
+}
+
+static void assert_no_page_is_held(void) {
+    assert_true(pages("private") == 0.0 && pages("prefix") == 0.0 && pages("chunk") == 0.0);
 }
 
 static void close_long(void) {
@@ -50,8 +59,48 @@ static void a_client_that_leaves_frees_its_pages(void **state) {
     http_close(&streaming);
     http_close(&waiting);
     wait_until_metric(aborted, 2.0);
-    assert_true(metric(referenced) == 0.0);
+    assert_no_page_is_held();
     json_decref(http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":2}", 200));
+    close_long();
+}
+
+static double row_seconds(const char *kind) {
+    char line[80];
+    snprintf(line, sizeof line, "mepic:rows_seconds_total{model_name=\"tiny\",kind=\"%s\"} ", kind);
+    return metric(line);
+}
+
+/* While a request runs that found a document and a prefix: every page is of one kind, every moment of one kind of row. */
+static void pages_and_time_are_told_by_kind(void **state) {
+    (void)state;
+    char body[2048] = "{\"documents\":[\"", stream_body[2048];
+    for (int i = 0; i < 60; i++) snprintf(body + strlen(body), sizeof body - strlen(body), "word %d ", i);
+    snprintf(stream_body, sizeof stream_body, "%s\"],\"prompt\":\"x\"," LONG ",\"stream\":true}", body);
+    snprintf(body + strlen(body), sizeof body - strlen(body),
+             "\"],\"prompt\":\"x\",\"max_tokens\":40,\"ignore_eos\":true}");
+    open_long(NULL, 8);
+    mepic_model_info info;
+    mepic_model_info_read(engine, &info);
+    json_decref(http_ask_json(port, "POST", "/v1/completions", body, 200));
+    assert_no_page_is_held();
+    assert_true(pages("evictable") > 0.0);
+    http_client c;
+    open_stream(&c, "/v1/completions", stream_body);
+    assert_non_null(http_read_line(&c));
+    assert_true(pages("private") > 0.0 && pages("prefix") > 0.0 && pages("chunk") > 5.0);
+    http_close(&c);
+    wait_until_metric(aborted, 1.0);
+    assert_no_page_is_held();
+    double all = pages("free") + pages("evictable") + pages("canonical");
+    assert_true(all == info.pages);
+    assert_true(metric("mepic:page_bytes{model_name=\"tiny\"} ") == info.page_bytes);
+    static const char *const kinds[] = { "decode", "text", "link", "compile" };
+    double sum = 0.0, forward = metric("mepic:step_seconds_total{model_name=\"tiny\",part=\"forward\"} ");
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_true(row_seconds(kinds[i]) > 0.0);
+        sum += row_seconds(kinds[i]);
+    }
+    assert_true(sum > 0.999 * forward && sum < 1.001 * forward);
     close_long();
 }
 
@@ -165,7 +214,7 @@ static void a_slow_reader_is_cancelled(void **state) {
     json_decref(s.last);
     http_close(&other);
     wait_until_metric(aborted, 1.0);
-    assert_true(metric(referenced) == 0.0);
+    assert_no_page_is_held();
     char head[4096];
     assert_int_equal(http_read_head(&c, head, sizeof head), 200);
     read_stream(&c, &s); // what was written before, and then the reason
@@ -355,7 +404,7 @@ static void out_of_memory_costs_one_request(void **state) {
     assert_int_equal(n_left, 0);         // nobody left
     assert_false(mp_server_broken(server));
     json_decref(http_ask_json(port, "POST", "/v1/chat/completions", bodies[0], 200));
-    assert_true(metric(referenced) == 0.0);
+    assert_no_page_is_held();
     close_long();
 }
 
@@ -435,7 +484,7 @@ static void a_reply_that_fails_alone_is_told_and_the_server_goes_on(void **state
     wait_until_idle();
     assert_false(mp_server_broken(server));
     assert_true(metric("vllm:request_success_total{model_name=\"tiny\",finished_reason=\"error\"} ") >= 2.0);
-    assert_true(metric(referenced) == 0.0);
+    assert_no_page_is_held();
     engine->backend->ops = working;
     json_decref(http_ask_json(port, "POST", "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":2}", 200));
     close_long();
@@ -464,6 +513,7 @@ static void a_broken_engine_is_told(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_client_that_leaves_frees_its_pages),
+        cmocka_unit_test(pages_and_time_are_told_by_kind),
         cmocka_unit_test(a_stream_without_events_says_so),
         cmocka_unit_test(comments_go_by_time_and_not_by_events),
         cmocka_unit_test(waiting_in_front_of_the_engine_is_waiting),

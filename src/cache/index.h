@@ -14,7 +14,7 @@
 #include "cache/key.h"
 #include "kv/plan.h"
 
-typedef enum mp_node_kind { MP_NODE_NONE, MP_NODE_CHUNK, MP_NODE_PREFIX } mp_node_kind;
+typedef enum mp_node_kind { MP_NODE_NONE, MP_NODE_CHUNK, MP_NODE_PREFIX, MP_NODE_KINDS } mp_node_kind;
 
 typedef struct mp_node {
     mp_digest key;

@@ -92,12 +92,16 @@ bool mp_kv_take(mp_kv *kv, uint32_t n, mp_page *out) {
 }
 
 void mp_kv_hold(mp_kv *kv, mp_page page) {
-    if (mp_pool_hold(&kv->pool, page)) mp_evict_remove(&kv->evict, page);
+    if (!mp_pool_hold(&kv->pool, page)) return;
+    mp_evict_remove(&kv->evict, page);
+    kv->n_read[kv->index.nodes[page].kind]++;
 }
 
 void mp_kv_drop(mp_kv *kv, mp_page page) {
     if (!mp_pool_drop(&kv->pool, page)) return;
-    if (kv->pool.cached[page]) mp_evict_add(&kv->evict, page, name_of(kv, page));
+    if (!kv->pool.cached[page]) return;
+    mp_evict_add(&kv->evict, page, name_of(kv, page));
+    kv->n_read[kv->index.nodes[page].kind]--;
 }
 
 void mp_kv_drop_all(mp_kv *kv, const mp_page *pages, uint32_t n) {
@@ -130,6 +134,7 @@ mp_page mp_kv_publish(mp_kv *kv, mp_page page, mp_node_kind kind, mp_page parent
     }
     mp_pool_publish(&kv->pool, page);
     mp_index_add(&kv->index, page, kind, parent, key, elements);
+    kv->n_read[kind]++;
     return page;
 }
 
@@ -144,12 +149,13 @@ bool mp_kv_check(const mp_kv *kv, mepic_error *err) {
     if (pool->n_free + pool->n_referenced + pool->n_evictable != pool->n_pages)
         return mp_fail(err, MEPIC_ERR_BROKEN, "%u free + %u referenced + %u evictable pages are not %u", pool->n_free,
                        pool->n_referenced, pool->n_evictable, pool->n_pages) == MEPIC_OK;
-    uint32_t n_referenced = 0, n_evictable = 0;
+    uint32_t n_referenced = 0, n_evictable = 0, n_read[MP_NODE_KINDS] = { 0 };
     for (mp_page page = 0; page < pool->n_pages; page++) {
         const mp_node *node = &kv->index.nodes[page];
         bool evictable = pool->cached[page] && pool->refs[page] == 0;
         n_referenced += pool->refs[page] > 0;
         n_evictable += evictable;
+        n_read[node->kind] += node->kind != MP_NODE_NONE && pool->refs[page] > 0;
         if (pool->cached[page] != (node->kind != MP_NODE_NONE))
             return mp_fail(err, MEPIC_ERR_BROKEN, "page %u: cached and in the index differ", page) == MEPIC_OK;
         if (evictable != (kv->evict.pages[page].queue != MP_QUEUE_NONE))
@@ -160,7 +166,7 @@ bool mp_kv_check(const mp_kv *kv, mepic_error *err) {
             return mp_fail(err, MEPIC_ERR_BROKEN, "page %u: referenced without the page before it", page) == MEPIC_OK;
     }
     if (n_referenced != pool->n_referenced || n_evictable != pool->n_evictable ||
-        n_evictable != mp_evict_count(&kv->evict))
+        n_evictable != mp_evict_count(&kv->evict) || memcmp(n_read, kv->n_read, sizeof n_read) != 0)
         return mp_fail(err, MEPIC_ERR_BROKEN, "page counts are wrong") == MEPIC_OK;
     for (uint32_t i = 0; i < pool->n_free; i++) {
         if (pool->free[i] >= pool->n_pages || pool->refs[pool->free[i]] > 0 || pool->cached[pool->free[i]])

@@ -22,6 +22,7 @@ typedef struct mp_kv {
     mp_evict evict;
     mp_fault *fault;    /* borrowed */
     uint64_t n_evicted; /* pages, so far */
+    uint32_t n_read[MP_NODE_KINDS]; /* cached pages that somebody references, by kind */
 } mp_kv;
 
 mepic_status mp_kv_open(uint32_t n_pages, uint32_t page_size, mepic_eviction eviction, mp_fault *fault, mp_kv *out,

@@ -213,6 +213,8 @@ void mp_scheduler_stats(const mp_scheduler *s, mepic_stats *out) {
     out->pages_total = s->config.n_pages;
     out->pages_free = s->kv.pool.n_free;
     out->pages_referenced = s->kv.pool.n_referenced - n_canonical;
+    out->pages_prefix = s->kv.n_read[MP_NODE_PREFIX];
+    out->pages_chunk = s->kv.n_read[MP_NODE_CHUNK];
     out->pages_evictable = s->kv.pool.n_evictable;
     out->pages_canonical = n_canonical;
     out->pages_unshared = 0;

@@ -177,7 +177,7 @@ static void step(mp_loop *loop) {
     mepic_stats stats; // told before what came of the step: who has an answer sees it counted
     mepic_stats_read(loop->engine, &stats);
     pthread_mutex_lock(&loop->lock);
-    loop->metrics.engine = stats;
+    mp_metrics_take_step(&loop->metrics, &stats);
     pthread_mutex_unlock(&loop->lock);
     uint64_t now = mp_now_ns();
     while (mepic_poll(loop->engine, &event)) {

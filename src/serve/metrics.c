@@ -35,6 +35,25 @@ static void observe(mp_metrics *m, mp_histogram_name name, double value) {
     m->histograms[name].sum += value;
 }
 
+static void rows_of(const mepic_stats *e, uint64_t out[MP_ROW_KINDS]) {
+    out[0] = e->rows_decode;
+    out[1] = e->rows_text;
+    out[2] = e->rows_link;
+    out[3] = e->rows_compile;
+}
+
+void mp_metrics_take_step(mp_metrics *m, const mepic_stats *engine) {
+    uint64_t before[MP_ROW_KINDS], after[MP_ROW_KINDS], n = 0;
+    rows_of(&m->engine, before);
+    rows_of(engine, after);
+    for (uint32_t i = 0; i < MP_ROW_KINDS; i++) n += after[i] - before[i];
+    double ns = (double)(engine->forward_ns - m->engine.forward_ns);
+    for (uint32_t i = 0; n > 0 && i < MP_ROW_KINDS; i++) {
+        m->forward_ns[i] += ns * (double)(after[i] - before[i]) / (double)n;
+    }
+    m->engine = *engine;
+}
+
 void mp_metrics_count_token(mp_metrics *m, uint64_t ns) {
     observe(m, MP_HISTOGRAM_BETWEEN, (double)ns * 1e-9);
 }
@@ -150,19 +169,27 @@ static void write_kinds(page *p, const char *name, const char *type, const char 
     for (size_t i = 0; i < n; i++) labelled(p, name, "kind", words[i], (double)values[i]);
 }
 
-static void write_mepic(page *p, const mp_metrics *m) {
+static void write_mepic(page *p, const mp_metrics *m, const mepic_model_info *info) {
     const mepic_stats *e = &m->engine;
-    static const char *const page_words[] = { "free", "referenced", "evictable", "canonical" };
-    const uint64_t pages[] = { e->pages_free, e->pages_referenced, e->pages_evictable, e->pages_canonical };
-    write_kinds(p, "mepic:pages", "gauge", "Pages of KV, by kind.", page_words, pages, 4);
+    static const char *const page_words[] = { "free", "private", "prefix", "chunk", "evictable", "canonical" };
+    const uint64_t pages[] = { e->pages_free,      e->pages_referenced - e->pages_prefix - e->pages_chunk,
+                               e->pages_prefix,    e->pages_chunk,
+                               e->pages_evictable, e->pages_canonical };
+    write_kinds(p, "mepic:pages", "gauge", "Pages of KV, by kind; each is of one.", page_words, pages, 6);
+    gauge(p, "mepic:page_bytes", info->page_bytes, "Bytes of a page, in all layers.");
     static const char *const source_words[] = { "prefix", "chunk", "linked", "compiled", "text" };
     const uint64_t sources[] = { m->prefix_tokens, m->chunk_tokens, m->linked_tokens, m->compiled_tokens,
                                  m->computed_tokens };
     write_kinds(p, "mepic:prompt_tokens_total", "counter", "Prompt tokens, by where their KV came from.", source_words,
                 sources, 5);
     static const char *const row_words[] = { "decode", "text", "link", "compile" };
-    const uint64_t rows[] = { e->rows_decode, e->rows_text, e->rows_link, e->rows_compile };
-    write_kinds(p, "mepic:rows_total", "counter", "Rows computed, by kind.", row_words, rows, 4);
+    uint64_t rows[MP_ROW_KINDS];
+    rows_of(e, rows);
+    write_kinds(p, "mepic:rows_total", "counter", "Rows computed, by kind.", row_words, rows, MP_ROW_KINDS);
+    head(p, "mepic:rows_seconds_total", "counter", "Time of passes through the model, shared out to their rows.");
+    for (uint32_t i = 0; i < MP_ROW_KINDS; i++) {
+        labelled(p, "mepic:rows_seconds_total", "kind", row_words[i], m->forward_ns[i] * 1e-9);
+    }
     gauge(p, "mepic:sharing_factor", e->pages_referenced ? (double)e->pages_unshared / e->pages_referenced : 1.0,
           "Pages that running requests would hold without sharing, by those they hold.");
     counter(p, "mepic:steps_total", e->steps, "Steps of the engine.");
@@ -187,6 +214,6 @@ bool mp_metrics_write(const mp_metrics *metrics, const mepic_model_info *info, c
     }
     p.model[n] = 0;
     write_vllm(&p, metrics, info);
-    write_mepic(&p, metrics);
+    write_mepic(&p, metrics, info);
     return p.ok;
 }
