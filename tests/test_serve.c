@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "serve/exchange.h"
 #include "support/replies.h"
@@ -298,23 +297,9 @@ static void more_replies_than_the_server_ever_takes_are_a_bad_request(void **sta
 
 /* ---- Keys -------------------------------------------------------------------------------------------------------- */
 
-static mp_keys *read_keys(const char *text) {
-    char path[] = "/tmp/mepic-keys-XXXXXX";
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
-    close(fd);
-    mp_keys *keys = NULL;
-    mepic_error err;
-    mepic_status status = mp_keys_read(path, &keys, &err);
-    unlink(path);
-    if (status != MEPIC_OK) print_message("%s\n", err.message);
-    return keys;
-}
-
 static void every_route_asks_for_a_key(void **state) {
     (void)state;
-    mp_keys *keys = read_keys("# ours\nsecret-one-1 alice\nsecret-two-2\n");
+    mp_keys *keys = keys_of("# ours\nsecret-one-1 alice\nsecret-two-2\n");
     assert_non_null(keys);
     assert_int_equal(mp_keys_count(keys), 2);
     stop();
@@ -350,7 +335,7 @@ static void every_route_asks_for_a_key(void **state) {
 
 static void no_memory_is_no_unknown_key(void **state) {
     (void)state;
-    mp_keys *keys = read_keys("secret-one-1 alice\n");
+    mp_keys *keys = keys_of("secret-one-1 alice\n");
     const mp_key *key;
     mp_mem_fail_at(1, false);
     assert_false(mp_keys_find(keys, "secret-one-1", 12, &key));
@@ -364,7 +349,7 @@ static void no_memory_is_no_unknown_key(void **state) {
 
 static void a_key_has_its_own_limit(void **state) {
     (void)state;
-    mp_keys *keys = read_keys("secret-one-1 alice\n");
+    mp_keys *keys = keys_of("secret-one-1 alice\n");
     use_long_engine();
     mp_server_options options = default_options();
     options.keys = keys;
@@ -400,11 +385,11 @@ static void a_key_has_its_own_limit(void **state) {
 
 static void bad_key_files_are_refused(void **state) {
     (void)state;
-    assert_null(read_keys(""));
-    assert_null(read_keys("# nothing\n"));
-    assert_null(read_keys("short\n"));
-    assert_null(read_keys("secret-one-1\nsecret-one-1 again\n"));
-    assert_null(read_keys("secret-\xc3\xa9ne-1\n"));
+    assert_null(keys_of(""));
+    assert_null(keys_of("# nothing\n"));
+    assert_null(keys_of("short\n"));
+    assert_null(keys_of("secret-one-1\nsecret-one-1 again\n"));
+    assert_null(keys_of("secret-\xc3\xa9ne-1\n"));
 }
 
 static void an_open_server_stays_on_loopback(void **state) {

@@ -393,15 +393,6 @@ static void what_stands_between_separators_is_a_chunk(void **state) {
     http_reply_clear(&reply);
 }
 
-static int setup_tools(void **state) {
-    (void)state;
-    const mepic_engine_options options = tools_options();
-    engine = open_engine(&options);
-    const mp_server_options serve = default_options();
-    start(&serve);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_message_is_the_chats_reply, setup_tools, teardown),

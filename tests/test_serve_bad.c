@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/hash.h"
 #include "support/server.h"
@@ -204,21 +203,11 @@ static void close_all(void) {
     keys = NULL;
 }
 
-static void open_keys(void) {
-    static const char one_key[] = "secret-key-1 alice\n";
-    char path[] = "/tmp/mepic-keys-XXXXXX";
-    int fd = mkstemp(path);
-    assert_int_equal(write(fd, one_key, sizeof one_key - 1), sizeof one_key - 1);
-    close(fd);
-    assert_int_equal(mp_keys_read(path, &keys, NULL), MEPIC_OK);
-    unlink(path);
-}
-
 static void open_server(const char *kind) {
     close_all();
     const mepic_engine_options options = strcmp(kind, "plain") == 0 ? tiny_options() : tools_options();
     engine = open_engine(&options);
-    if (strcmp(kind, "keys") == 0) open_keys();
+    if (strcmp(kind, "keys") == 0) keys = keys_of("secret-key-1 alice\n");
     mp_server_options serve = default_options();
     serve.keys = keys;
     start(&serve);

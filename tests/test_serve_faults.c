@@ -70,7 +70,7 @@ static double row_seconds(const char *kind) {
     return metric(line);
 }
 
-/* While a request runs that found a document and a prefix: every page is of one kind, every moment of one kind of row. */
+/* While a request runs that found a document and a prefix: pages and moments are each of one kind. */
 static void pages_and_time_are_told_by_kind(void **state) {
     (void)state;
     char body[2048] = "{\"documents\":[\"", stream_body[2048];

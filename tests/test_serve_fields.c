@@ -235,28 +235,10 @@ static json_int_t chunk_tokens_with(const char *key, const char *body) {
     return n;
 }
 
-/* A file with this text; unlink it. */
-static const char *write_file(const char *text) {
-    static char path[32];
-    snprintf(path, sizeof path, "/tmp/mepic-keys-XXXXXX");
-    int fd = mkstemp(path);
-    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
-    close(fd);
-    return path;
-}
-
-static mp_keys *two_keys(void) {
-    const char *path = write_file("first-key\nsecond-key\n");
-    mp_keys *keys;
-    assert_int_equal(mp_keys_read(path, &keys, NULL), MEPIC_OK);
-    unlink(path);
-    return keys;
-}
-
 static void a_key_sees_its_own_chunks_only(void **state) {
     (void)state;
     char body[2048];
-    mp_keys *keys = two_keys();
+    mp_keys *keys = keys_of("first-key\nsecond-key\n");
     stop();
     mp_server_options options = default_options();
     options.keys = keys;
@@ -273,7 +255,7 @@ static void a_key_sees_its_own_chunks_only(void **state) {
 }
 
 static mepic_status read_public(const char *text, mp_public **out, mepic_error *err) {
-    const char *path = write_file(text);
+    const char *path = text_file(text);
     mepic_status status = mp_public_read(path, out, err);
     unlink(path);
     return status;
@@ -298,7 +280,7 @@ static void public_documents_are_shared_by_all_keys(void **state) {
     snprintf(titled, sizeof titled, "Name\n%s", long_text('q'));
     hash_text(titled, titled_hash, sizeof titled_hash);
     snprintf(list, sizeof list, "# hashes\n\n%s  first.txt\n  %s\n", hash, titled_hash);
-    mp_keys *keys = two_keys();
+    mp_keys *keys = keys_of("first-key\nsecond-key\n");
     mp_public *public_documents;
     assert_int_equal(read_public(list, &public_documents, NULL), MEPIC_OK);
     stop();

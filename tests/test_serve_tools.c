@@ -643,15 +643,6 @@ static void long_tool_results_are_chunks(void **state) {
     free(again);
 }
 
-static int setup_tools(void **state) {
-    (void)state;
-    const mepic_engine_options options = tools_options();
-    engine = open_engine(&options);
-    const mp_server_options serve = default_options();
-    start(&serve);
-    return 0;
-}
-
 /* ---- A real model ------------------------------------------------------------------------------------------------ */
 
 #define WEATHER "\"description\":\"Get the current weather of a city\","

@@ -42,6 +42,12 @@ bool mp_canonical_ready(const mp_scheduler *s) {
     return !s->canonical || s->canonical->stream.n_done == s->canonical->chunk.n_tokens;
 }
 
+mp_digest mp_canonical_root(const mp_scheduler *s, const mp_digest *scope) {
+    const mp_job *job = s->canonical;
+    return mp_key_canonical_root(s->sha, &s->config.model, scope, job ? job->chunk.tokens : NULL,
+                                 job ? job->chunk.n_tokens : 0);
+}
+
 bool mp_canonical_take(mp_scheduler *s) {
     mp_job *job = s->canonical;
     if (!job || job->stream.n_pages > 0) return true;

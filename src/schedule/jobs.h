@@ -53,5 +53,7 @@ void mp_job_commit(mp_scheduler *s, mp_job *job, uint32_t n_rows);
 /* Takes the canonical context's pages; false: no room. */
 bool mp_canonical_take(mp_scheduler *s);
 bool mp_canonical_ready(const mp_scheduler *s);
+/* Of the chains of a scope's chunks. */
+mp_digest mp_canonical_root(const mp_scheduler *s, const mp_digest *scope);
 
 #endif

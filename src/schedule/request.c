@@ -70,15 +70,9 @@ static bool allocate(const mp_scheduler *s, mp_request *r) {
     return r->tokens && r->names && r->stream.pages && r->chunks;
 }
 
-static mp_digest root_of(mp_scheduler *s, const mp_digest *scope) {
-    const mp_job *canonical = s->canonical;
-    return mp_key_canonical_root(s->sha, &s->config.model, scope, canonical ? canonical->chunk.tokens : NULL,
-                                 canonical ? canonical->chunk.n_tokens : 0);
-}
-
 static bool open_chunks(mp_scheduler *s, const mp_request_spec *spec, mp_request *r) {
     uint32_t n_canonical = s->canonical ? s->canonical->chunk.n_tokens : 0;
-    mp_digest own = root_of(s, &spec->scope), common = own;
+    mp_digest own = mp_canonical_root(s, &spec->scope), common = own;
     bool has_common = false;
     for (uint32_t c = 0; c < r->layout.n_chunks; c++) {
         const mp_layout_chunk *part = &r->layout.chunks[c];
@@ -87,7 +81,7 @@ static bool open_chunks(mp_scheduler *s, const mp_request_spec *spec, mp_request
         chunk->job = mp_job_open(spec->tokens + part->first, part->n, s->config.page_size, n_canonical);
         chunk->pages = mp_alloc(pages_for(s, part->n) * sizeof *chunk->pages);
         if (!chunk->job || !chunk->pages) return false;
-        if (part->common && !has_common) common = root_of(s, &spec->common_scope);
+        if (part->common && !has_common) common = mp_canonical_root(s, &spec->common_scope);
         has_common = has_common || part->common;
         mp_key_chunk(s->sha, part->common ? &common : &own, chunk->job->chunk.tokens, part->n, s->config.page_size,
                      mp_job_keys(chunk->job));

@@ -244,9 +244,7 @@ void mp_scheduler_clear(mp_scheduler *s) {
 
 uint32_t mp_scheduler_chunk_pages(const mp_scheduler *s, const mp_digest *scope, const int32_t *tokens, uint32_t n,
                                   mp_page *out, uint32_t cap) {
-    const mp_job *canonical = s->canonical;
-    mp_digest key = mp_key_canonical_root(s->sha, &s->config.model, scope, canonical ? canonical->chunk.tokens : NULL,
-                                          canonical ? canonical->chunk.n_tokens : 0);
+    mp_digest key = mp_canonical_root(s, scope);
     mp_page parent = MP_NONE;
     uint32_t n_pages = 0;
     for (uint32_t at = 0; at < n && n_pages < cap; at += s->config.page_size) {

@@ -71,9 +71,7 @@ static bool add_text_block(builder *b, const json_t *block, const char *path, au
 /* ---- Documents --------------------------------------------------------------------------------------------------- */
 
 static bool append_line(builder *b, mp_buf *out, const char *name, const char *text, size_t len) {
-    bool ok = (out->len == 0 || mp_buf_append(out, "\n", 1)) && mp_buf_append(out, name, strlen(name)) &&
-              mp_buf_append(out, text, len);
-    return ok || mp_refuse_memory(b->err, "a document");
+    return mp_document_line(out, name, text, len) || mp_refuse_memory(b->err, "a document");
 }
 
 /* A string of a block, as a line of the document; it may be absent unless `needed`. */
@@ -130,7 +128,7 @@ static bool add_document(builder *b, const json_t *block, const char *path) {
     bool result = is_type(block, "search_result");
     bool ok = append_field(b, block, "title", path, "", result, &text) &&
               append_field(b, block, "context", path, "", false, &text) &&
-              (!result || append_field(b, block, "source", path, "source: ", true, &text));
+              (!result || append_field(b, block, "source", path, "source", true, &text));
     size_t before_content = text.len;
     ok = ok && (result ? append_result(b, block, path, &text) : append_source(b, block, path, &text));
     while (text.len > 0 && text.data[text.len - 1] == '\n') text.len--;

@@ -191,11 +191,14 @@ static bool is_content(const char *name) {
     return strcmp(name, "text") == 0 || strcmp(name, "snippet") == 0 || strcmp(name, "content") == 0;
 }
 
+bool mp_document_line(mp_buf *out, const char *name, const char *text, size_t len) {
+    return (out->len == 0 || mp_buf_append(out, "\n", 1)) &&
+           (!*name || (mp_buf_append(out, name, strlen(name)) && mp_buf_append(out, ": ", 2))) &&
+           mp_buf_append(out, text, len);
+}
+
 static bool append_line(mp_buf *out, const char *name, const json_t *value) {
-    if (out->len > 0 && !mp_buf_append(out, "\n", 1)) return false;
-    bool named = name && !is_content(name);
-    if (named && (!mp_buf_append(out, name, strlen(name)) || !mp_buf_append(out, ": ", 2))) return false;
-    return mp_buf_append(out, json_string_value(value), json_string_length(value));
+    return mp_document_line(out, is_content(name) ? "" : name, json_string_value(value), json_string_length(value));
 }
 
 /* The title first, then the others as they stand: a content as it is, anything else behind its name. */
@@ -204,7 +207,7 @@ static bool document_of_fields(const json_t *fields, const char *path, mp_buf *o
     const char *name;
     json_t *value;
     bool has_content = false;
-    if (json_is_string(title) && json_string_length(title) > 0 && !append_line(out, NULL, title)) {
+    if (json_is_string(title) && json_string_length(title) > 0 && !append_line(out, "", title)) {
         return mp_refuse_memory(err, "a document");
     }
     json_object_foreach((json_t *)fields, name, value) {
@@ -228,7 +231,7 @@ static bool add_document(mp_prompt_draft *draft, const json_t *document, uint32_
     mp_buf text = { .limit = DOCUMENT_BYTES_MAX };
     bool ok = true;
     if (json_is_string(document)) {
-        ok = append_line(&text, NULL, document) || mp_refuse_memory(err, "a document");
+        ok = append_line(&text, "", document) || mp_refuse_memory(err, "a document");
     } else if (json_is_object(document)) {
         ok = document_of_fields(document, path, &text, err);
     } else {

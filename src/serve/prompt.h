@@ -55,6 +55,8 @@ bool mp_draft_close_result(mp_prompt_draft *draft, const json_t *call_id);
  * False: *err names the document. */
 bool mp_draft_add_documents(mp_prompt_draft *draft, const json_t *documents, mp_api_error *err);
 uint32_t mp_documents_count(const json_t *documents);
+/* A line of a document that is put together: "name: text", or the text alone behind "". False: out of memory. */
+bool mp_document_line(mp_buf *out, const char *name, const char *text, size_t len);
 
 /* The messages or, if there are none, the segments (behind the model's BOS unless no_bos) as a prepared prompt. What is
  * far too long for a context of so many tokens is refused by its bytes, before it is tokenized. */

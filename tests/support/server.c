@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "support/replies.h"
 #include "support/tiny.h"
@@ -52,6 +53,25 @@ void use_long_engine(void) {
     mepic_engine_close(engine);
     const mepic_engine_options options = long_options();
     engine = open_engine(&options);
+}
+
+const char *text_file(const char *text) {
+    static char path[32];
+    snprintf(path, sizeof path, "/tmp/mepic-test-XXXXXX");
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    close(fd);
+    return path;
+}
+
+mp_keys *keys_of(const char *text) {
+    const char *path = text_file(text);
+    mp_keys *keys = NULL;
+    mepic_error err;
+    if (mp_keys_read(path, &keys, &err) != MEPIC_OK) print_message("%s\n", err.message);
+    unlink(path);
+    return keys;
 }
 
 int setup(void **state) {

@@ -21,6 +21,10 @@ void use_long_engine(void);
 /* Fixtures: an engine of tiny_options (support/replies.h) and a server of default_options. */
 int setup(void **state);
 int teardown(void **state);
+/* A file of this text in /tmp; unlink it. The name is valid until the next call. */
+const char *text_file(const char *text);
+/* API keys of a file of this text; NULL: it is refused, and said why. */
+mp_keys *keys_of(const char *text);
 /* Until no reply waits or runs. */
 void wait_until_idle(void);
 

@@ -3,6 +3,7 @@
 #define MEPIC_TESTS_SUPPORT_TOOLS_H
 
 #include "support/replies.h"
+#include "support/server.h"
 #include "support/tiny.h"
 #include "support/tools_template.h"
 
@@ -18,6 +19,16 @@ static inline mepic_engine_options tools_options(void) {
     options.context = 2048;
     options.pages = 1024;
     return options;
+}
+
+/* A fixture like setup of support/server.h. */
+static inline int setup_tools(void **state) {
+    (void)state;
+    const mepic_engine_options options = tools_options();
+    engine = open_engine(&options);
+    const mp_server_options serve = default_options();
+    start(&serve);
+    return 0;
 }
 
 #endif
