@@ -367,7 +367,7 @@ int main(int argc, char **argv) {
     bool good = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK;
     good = good && TRY(&b, mp_cu_attend_open(0)) && open_slab(&b, (size_t)(small ? 2 : 18) << 30) && measure_read(&b);
     if (good) {
-        b.attend.arch = b.general ? 80 : b.device.arch;
+        b.attend.arch = b.general ? 80 : b.device.code;
         b.attend.n_sm = b.device.n_sm;
         printf("%s: read limit %.3f TB/s\n", b.device.name, b.read / 1e6);
         run_shape(&b, "8B", 32, 8, 128);

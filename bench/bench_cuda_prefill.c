@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
 
 enum { LAUNCHES = 15, PAGE = 16 };
@@ -312,12 +313,14 @@ int main(int argc, char **argv) {
     struct cudaDeviceProp prop;
     CHECK(cudaGetDeviceProperties(&prop, 0));
     uint16_t *numbers = make_numbers();
+    uint32_t compiled;
+    CHECK(mp_cu_kernels_arch(&compiled));
     double rate = matrix_rate(numbers);
     printf("%s, %d multiprocessors; bf16 product 8192^3: %.0f TFLOP/s\n", prop.name, prop.multiProcessorCount, rate);
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
         if (!strstr(specs[i].name, only)) continue;
         problem p;
-        uint32_t arch = general ? 80 : (uint32_t)(prop.major * 10 + prop.minor);
+        uint32_t arch = general ? 80 : mp_cu_code((uint32_t)(prop.major * 10 + prop.minor), compiled);
         make_problem(&p, &specs[i], numbers, arch, (uint32_t)prop.multiProcessorCount);
         double us = time_launches(launch_prefill, &p.attend), done = p.flops / us * 1e-6;
         printf("%-36s %8.1f us  %6.1f TFLOP/s  %5.1f %%  bits %016llx\n", specs[i].name, us, done, 100 * done / rate,

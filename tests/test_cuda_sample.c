@@ -339,7 +339,7 @@ static void kept_sets(void **state) {
         mp_cu_drawn *d_drawn = gpu_new(STEPS * sizeof *d_drawn, 0xff);
         GPU_DONE(mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 1, d_drawn, NULL));
         mp_cu_drawn *drawn = gpu_get(d_drawn, STEPS * sizeof *drawn);
-        if (device.arch >= 90) { /* the number of blocks does not matter */
+        if (device.code >= 90) { /* the number of blocks does not matter */
             GPU_DONE(mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 2u << round % 3, d_drawn, NULL));
             mp_cu_drawn *again = gpu_get(d_drawn, STEPS * sizeof *again);
             for (int i = 0; i < STEPS; i++) assert_int_equal(again[i].token, drawn[i].token);

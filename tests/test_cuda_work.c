@@ -308,11 +308,23 @@ static void deep_blocks_come_first(void **state) {
     mp_plan_close(w.plan);
 }
 
+/* What kernels may be asked for follows what they were compiled for: PTX of 8.0 that the driver translated for 9.0 has
+ * no clusters and does not wait for the kernel before it. */
+static void code_is_what_was_compiled(void **state) {
+    (void)state;
+    static const uint32_t cases[][3] = { { 80, 80, 80 }, { 86, 80, 80 }, { 89, 80, 80 },  { 89, 89, 89 },
+                                         { 90, 80, 80 }, { 90, 90, 90 }, { 100, 80, 80 }, { 100, 90, 100 } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(mp_cu_code(cases[i][0], cases[i][1]), cases[i][2]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_row_sees_what_the_plan_says),
         cmocka_unit_test(dear_items_come_first),
         cmocka_unit_test(deep_blocks_come_first),
+        cmocka_unit_test(code_is_what_was_compiled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

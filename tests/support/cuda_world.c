@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/cuda/device.h"
 #include "base/mem.h"
 #include "base/thread.h"
 #include "support/random.h"
@@ -91,8 +92,10 @@ bool cuda_world_device(uint32_t *arch) {
     if (cudaGetDeviceCount(&n) != cudaSuccess || n < 1) return false;
     struct cudaDeviceProp prop;
     if (cudaGetDeviceProperties(&prop, 0) != cudaSuccess) return false;
-    *arch = (uint32_t)(prop.major * 10 + prop.minor);
-    return *arch >= 80;
+    uint32_t compiled;
+    if (prop.major < 8 || mp_cu_kernels_arch(&compiled) != cudaSuccess) return false;
+    *arch = mp_cu_code((uint32_t)(prop.major * 10 + prop.minor), compiled);
+    return true;
 }
 
 /* Byte of an element in a block, from the description in kernels.h. */
@@ -353,7 +356,7 @@ static void send(cuda_world *w) {
     a->work.refs = upload(w, w->refs, w->n_refs * sizeof *w->refs);
     struct cudaDeviceProp prop;
     CHECK(cudaGetDeviceProperties(&prop, 0));
-    a->arch = (uint32_t)(prop.major * 10 + prop.minor);
+    cuda_world_device(&a->arch);
     a->n_sm = (uint32_t)prop.multiProcessorCount;
 }
 

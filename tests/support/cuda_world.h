@@ -33,7 +33,7 @@ typedef struct cuda_world_spec {
 
 typedef struct cuda_world cuda_world;
 
-/* True when there is a device that the kernels run on; its capability times 10. */
+/* True when there is a device that the kernels run on; mp_cu_device.code. */
 bool cuda_world_device(uint32_t *arch);
 void cuda_world_open(const cuda_world_spec *spec, cuda_world **out);
 void cuda_world_close(cuda_world *w);

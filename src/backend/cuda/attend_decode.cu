@@ -295,7 +295,7 @@ template <int D> cudaError_t open_kernel(void) {
 }
 
 template <int D> cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
-    uint32_t per_sm = D <= 64 ? 3 : D <= 128 && a->arch != 89 ? 2 : 1, units = a->max_items * a->n_kv_heads;
+    uint32_t per_sm = D <= 64 ? 3 : D <= 128 ? 2 : 1, units = a->max_items * a->n_kv_heads;
     uint32_t blocks = a->n_sm * per_sm < units ? a->n_sm * per_sm : units;
     attend_decode<D><<<blocks, THREADS, sizeof(shared<D>), stream>>>(*a);
     return cudaGetLastError();
@@ -304,7 +304,7 @@ template <int D> cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) 
 } // namespace
 
 static bool for_sm90(uint32_t arch, uint32_t head_dim) {
-    return arch / 10 == 9 && (head_dim == 64 || head_dim == 128);
+    return arch == 90 && (head_dim == 64 || head_dim == 128);
 }
 
 uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads) {
@@ -319,9 +319,10 @@ cudaError_t mp_cu_attend_open(int device) {
     if (e == cudaSuccess) e = open_kernel<96>();
     if (e == cudaSuccess) e = open_kernel<128>();
     if (e == cudaSuccess) e = open_kernel<256>();
-    int major = 0;
+    int major = 0, minor = 0;
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (e == cudaSuccess && major == 9) e = mp_cu_attend_decode_sm90_open();
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e == cudaSuccess && major == 9 && minor == 0) e = mp_cu_attend_decode_sm90_open();
     return e;
 }
 

@@ -213,7 +213,7 @@ static mepic_status cuda_kv_memory(const mp_backend_config *config, size_t *byte
     size_t room = (size_t)((double)d.bytes_free * (double)config->gpu_memory);
     mp_backend_config largest = *config;
     largest.n_pages = 1u << 20;
-    mp_cu_lists_config lists = lists_config(&largest, d.arch, d.n_sm);
+    mp_cu_lists_config lists = lists_config(&largest, d.code, d.n_sm);
     size_t need = SLACK_BYTES + mp_cu_weights_bytes(config->model, wants_e4m3(config)) + mp_cu_weights_staging_bytes() +
                   mp_cu_lists_bytes(&lists);
     buffer buffers[N_BUFFERS];
@@ -352,7 +352,7 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
     if ((status = check_weights(config, &c->device, err)) != MEPIC_OK) goto fail;
     CUDA_TRY(&c->device, mp_cu_attend_open(c->device.id));
-    mp_cu_lists_config lists = lists_config(config, c->device.arch, c->device.n_sm);
+    mp_cu_lists_config lists = lists_config(config, c->device.code, c->device.n_sm);
     if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_weights_open(&c->device, c->model, wants_e4m3(config), config->log, &c->weights, err)) !=
         MEPIC_OK)
@@ -362,8 +362,8 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     if (status != MEPIC_OK) goto fail;
     open_rope(c);
     if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
-    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%d/%s%08x", c->device.arch, NUMERICS_VERSION,
-             wants_e4m3(config) ? "fp8/" : "", mp_cu_matmul_class(c->products));
+    snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%u/%d/%s%08x", c->device.arch, c->device.code,
+             NUMERICS_VERSION, wants_e4m3(config) ? "fp8/" : "", mp_cu_matmul_class(c->products));
     if ((status = open_slab(c, config, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_status(&c->device, err)) != MEPIC_OK) goto fail;
     *out = &c->base;
@@ -544,7 +544,7 @@ static void cuda_attend(mp_backend *b, uint32_t layer) {
                              .partial_o = c->partial_o,
                              .partial_ml = c->partial_ml,
                              .work = *mp_cu_lists_work(c->lists),
-                             .arch = c->device.arch,
+                             .arch = c->device.code,
                              .n_sm = c->device.n_sm,
                              .max_items = c->has_items ? c->n_pages : 0,
                              .max_folds = c->has_items ? c->bucket : 0,

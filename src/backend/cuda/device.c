@@ -64,18 +64,25 @@ static mepic_status check_device(mp_cu_device *d, uint32_t id, mepic_error *err)
     return MEPIC_OK;
 }
 
+uint32_t mp_cu_code(uint32_t arch, uint32_t compiled) {
+    return compiled < 90 && compiled < arch ? compiled : arch;
+}
+
 bool mp_cu_device_usable(uint32_t id) {
     mp_cu_device d = { 0 };
+    uint32_t compiled;
     return check_device(&d, id, NULL) == MEPIC_OK && cudaSetDevice(d.id) == cudaSuccess &&
-           mp_cu_kernels_check() == cudaSuccess;
+           mp_cu_kernels_arch(&compiled) == cudaSuccess;
 }
 
 mepic_status mp_cu_device_open(uint32_t id, mp_cu_device *out, mepic_error *err) {
     mp_cu_device d = { 0 };
     mepic_status status = check_device(&d, id, err);
     if (status != MEPIC_OK) return status;
+    uint32_t compiled = 0;
     cudaError_t error = cudaSetDevice(d.id);
-    if (error == cudaSuccess) error = mp_cu_kernels_check();
+    if (error == cudaSuccess) error = mp_cu_kernels_arch(&compiled);
+    d.code = mp_cu_code(d.arch, compiled);
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
         return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
                        "this build has no kernels for CUDA device %u (%s), compute capability %u.%u; name it in "

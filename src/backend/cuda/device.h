@@ -15,6 +15,7 @@ typedef struct mp_cu_allocation mp_cu_allocation;
 typedef struct mp_cu_device {
     int id;
     uint32_t arch; /* compute capability times 10: 80, 89, 90 */
+    uint32_t code; /* arch, or less where the kernels were compiled for less: what may be asked of them */
     uint32_t n_sm;
     char name[64];
     size_t bytes_total, bytes_free; /* bytes_free: when it was opened */
@@ -27,6 +28,9 @@ typedef struct mp_cu_device {
 
 /* How many devices there are; 0 also without a driver. */
 uint32_t mp_cu_device_count(void);
+/* mp_cu_device.code of a device of capability `arch` whose kernels were compiled for `compiled`: code for 9.0 and more
+ * asks the device for what it has (clusters, early launches), older code knows nothing of that. */
+uint32_t mp_cu_code(uint32_t arch, uint32_t compiled);
 /* Whether the kernels that were built run on it. */
 bool mp_cu_device_usable(uint32_t id);
 /* ERR_ARGUMENT (no such device), ERR_UNSUPPORTED (too old, or no driver), ERR_NOMEM. */

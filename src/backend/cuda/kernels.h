@@ -134,7 +134,7 @@ typedef struct mp_cu_attend {
     uint16_t *partial_o; /* f16 [slots, n_heads, head_dim]: normalized */
     float *partial_ml;   /* [slots, n_heads, 2]: maximum (base-2 logits, scaled), sum of weights */
     mp_cu_work work;
-    uint32_t arch; /* 80, 89, 90: compute capability times 10 */
+    uint32_t arch; /* which kernels and instructions may be used: mp_cu_device.code */
     uint32_t n_sm;
     uint32_t max_items, max_folds, max_blocks; /* of this launch: upper bounds of what counts may say; 0: none */
 } mp_cu_attend;
@@ -149,8 +149,9 @@ uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads);
 /* Readers an item should have at most for this shape. Of one with more, a single block reads the keys several times. */
 uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads);
 
-/* Whether this build has machine code for the current device. */
-cudaError_t mp_cu_kernels_check(void);
+/* What the kernels that run on the current device were compiled for, as a capability times 10: 80 where the driver made
+ * them from PTX for 8.0, whatever the device is. An error: this build has none for the device. */
+cudaError_t mp_cu_kernels_arch(uint32_t *arch);
 
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */
 

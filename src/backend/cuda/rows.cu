@@ -369,9 +369,13 @@ cudaError_t mp_cu_zero_pages(const uint32_t *pages, const uint32_t *n, uint32_t 
     return cudaGetLastError();
 }
 
-cudaError_t mp_cu_kernels_check(void) {
+cudaError_t mp_cu_kernels_arch(uint32_t *arch) {
     cudaFuncAttributes attributes;
     cudaError_t error = cudaFuncGetAttributes(&attributes, zero_pages);
-    if (error != cudaSuccess) cudaGetLastError(); /* a build without code for a device is no fault of the device */
+    if (error != cudaSuccess) {
+        cudaGetLastError(); /* a build without code for a device is no fault of the device */
+    } else {
+        *arch = (uint32_t)attributes.ptxVersion;
+    }
     return error;
 }

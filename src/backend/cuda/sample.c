@@ -69,7 +69,7 @@ mepic_status mp_cu_sampler_open(mp_cu_device *device, uint32_t n_vocab, uint32_t
 /* As many as run at once: clusters of 8 and 4 blocks leave some multiprocessors of the card's partitions unused. Before
  * 9.0 there are no clusters. */
 uint32_t mp_cu_sample_blocks(const mp_cu_device *device, uint32_t n) {
-    if (device->arch < 90) return 1;
+    if (device->code < 90) return 1;
     uint32_t part = device->n_sm / 11;
     return n <= part ? 8 : n <= 2 * part ? 4 : n <= device->n_sm / 2 ? 2 : 1;
 }
