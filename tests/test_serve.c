@@ -46,6 +46,8 @@ static void metrics_count(void **state) {
         "vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n",
         "vllm:time_to_first_token_seconds_bucket{model_name=\"tiny\",le=\"+Inf\"} 1\n",
         "vllm:inter_token_latency_seconds_count{model_name=\"tiny\"} 2\n",
+        "vllm:time_per_output_token_seconds_count{model_name=\"tiny\"} 2\n",
+        "vllm:gpu_cache_usage_perc{model_name=\"tiny\"} 0\n",
         "mepic:pages{model_name=\"tiny\",kind=\"private\"} 0\n",
         "mepic:pages{model_name=\"tiny\",kind=\"prefix\"} 0\n",
         "mepic:pages{model_name=\"tiny\",kind=\"chunk\"} 0\n",

@@ -31,14 +31,8 @@ static void open_long(const mp_server_options *given, uint32_t max_running) {
     start(&serve);
 }
 
-static double pages(const char *kind) {
-    char line[64];
-    snprintf(line, sizeof line, "mepic:pages{model_name=\"tiny\",kind=\"%s\"} ", kind);
-    return metric(line);
-}
-
 static void assert_no_page_is_held(void) {
-    assert_true(pages("private") == 0.0 && pages("prefix") == 0.0 && pages("chunk") == 0.0);
+    assert_true(pages_of("private") == 0.0 && pages_of("prefix") == 0.0 && pages_of("chunk") == 0.0);
 }
 
 static void close_long(void) {
@@ -83,15 +77,15 @@ static void pages_and_time_are_told_by_kind(void **state) {
     mepic_model_info_read(engine, &info);
     json_decref(http_ask_json(port, "POST", "/v1/completions", body, 200));
     assert_no_page_is_held();
-    assert_true(pages("evictable") > 0.0);
+    assert_true(pages_of("evictable") > 0.0);
     http_client c;
     open_stream(&c, "/v1/completions", stream_body);
     assert_non_null(http_read_line(&c));
-    assert_true(pages("private") > 0.0 && pages("prefix") > 0.0 && pages("chunk") > 5.0);
+    assert_true(pages_of("private") > 0.0 && pages_of("prefix") > 0.0 && pages_of("chunk") > 5.0);
     http_close(&c);
     wait_until_metric(aborted, 1.0);
     assert_no_page_is_held();
-    double all = pages("free") + pages("evictable") + pages("canonical");
+    double all = pages_of("free") + pages_of("evictable") + pages_of("canonical");
     assert_true(all == info.pages);
     assert_true(metric("mepic:page_bytes{model_name=\"tiny\"} ") == info.page_bytes);
     static const char *const kinds[] = { "decode", "text", "link", "compile" };

@@ -7,7 +7,7 @@ failed=0
 
 texts=$(find . \( -path ./build -o -path ./.git \) -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.sh' \
     -o -name '*.py' -o -name '*.awk' -o -name '*.md' -o -name '*.json' -o -name '*.yaml' -o -name '*.cmake' \
-    -o -name CMakeLists.txt  -o -name dev -o -path './.ci/run' \) -print | sort)
+    -o -name CMakeLists.txt -o -name dev -o -path './.ci/run' \) -print | sort)
 c_files=$(printf '%s\n' "$texts" | grep -E '\.(c|h|cu)$')
 
 # shellcheck disable=SC2086

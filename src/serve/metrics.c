@@ -118,11 +118,10 @@ static void labelled(page *p, const char *name, const char *label, const char *w
     line(p, "%s{model_name=\"%s\",%s=\"%s\"} %.17g\n", name, p->model, label, word, value);
 }
 
-static void write_histogram(page *p, const mp_metrics *m, mp_histogram_name h) {
-    const char *name = histograms[h].name;
+static void write_histogram(page *p, const mp_metrics *m, mp_histogram_name h, const char *name, const char *help) {
     const double *bounds = histograms[h].bounds;
     uint64_t count = 0;
-    head(p, name, "histogram", histograms[h].help);
+    head(p, name, "histogram", help);
     for (uint32_t i = 0;; i++) {
         char bound[24] = "+Inf";
         if (bounds[i] != 0.0) snprintf(bound, sizeof bound, "%g", bounds[i]);
@@ -139,8 +138,9 @@ static void write_vllm(page *p, const mp_metrics *m, const mepic_model_info *inf
     uint32_t used = e->pages_total - e->pages_free - e->pages_evictable;
     gauge(p, "vllm:num_requests_running", e->running, "Requests that are computed.");
     gauge(p, "vllm:num_requests_waiting", m->choices > e->running ? m->choices - e->running : 0, "Requests that wait.");
-    gauge(p, "vllm:kv_cache_usage_perc", e->pages_total ? (double)used / e->pages_total : 0.0,
-          "Pages in use, as a share of all: 0 to 1.");
+    double usage = e->pages_total ? (double)used / e->pages_total : 0.0;
+    gauge(p, "vllm:kv_cache_usage_perc", usage, "Pages in use, as a share of all: 0 to 1.");
+    gauge(p, "vllm:gpu_cache_usage_perc", usage, "The same, by its older name.");
     counter(p, "vllm:prefix_cache_queries_total", m->prompt_tokens, "Prompt tokens looked up.");
     counter(p, "vllm:prefix_cache_hits_total", m->prefix_tokens + m->chunk_tokens, "Prompt tokens that were there.");
     counter(p, "vllm:prompt_tokens_total", m->prompt_tokens, "Prompt tokens of ended requests.");
@@ -160,7 +160,11 @@ static void write_vllm(page *p, const mp_metrics *m, const mepic_model_info *inf
     head(p, "vllm:cache_config_info", "gauge", "The pool.");
     line(p, "vllm:cache_config_info{model_name=\"%s\",block_size=\"%u\",num_gpu_blocks=\"%u\"} 1\n", p->model,
          info->page_size, info->pages);
-    for (uint32_t h = 0; h < MP_N_HISTOGRAMS; h++) write_histogram(p, m, (mp_histogram_name)h);
+    for (uint32_t h = 0; h < MP_N_HISTOGRAMS; h++) {
+        write_histogram(p, m, (mp_histogram_name)h, histograms[h].name, histograms[h].help);
+    }
+    write_histogram(p, m, MP_HISTOGRAM_BETWEEN, "vllm:time_per_output_token_seconds",
+                    "vllm:inter_token_latency_seconds by its older name.");
 }
 
 static void write_kinds(page *p, const char *name, const char *type, const char *help, const char *const *words,

@@ -134,6 +134,12 @@ double metric(const char *line) {
     return value;
 }
 
+double pages_of(const char *kind) {
+    char line[64];
+    snprintf(line, sizeof line, "mepic:pages{model_name=\"tiny\",kind=\"%s\"} ", kind);
+    return metric(line);
+}
+
 void wait_until_metric(const char *line, double value) {
     while (metric(line) != value) wait_for_event();
 }

@@ -34,6 +34,8 @@ const char *text_at(const json_t *root, const char *path);
 json_int_t number_at(const json_t *root, const char *path);
 /* The value of a line of /metrics, as "vllm:generation_tokens_total{model_name=\"tiny\"}". */
 double metric(const char *line);
+/* Of mepic:pages. */
+double pages_of(const char *kind);
 /* Waits for the server to be idle again and again until it has that value. */
 void wait_until_metric(const char *line, double value);
 
