@@ -110,7 +110,7 @@ static uint32_t step(mp_scheduler *s, lists *l, uint64_t *ns, uint64_t *lists_ns
     mp_scheduler_commit(s);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const mp_row *row = &step->rows[i];
-        if (row->logits && mp_scheduler_samples(s, row)) mp_scheduler_append(s, mp_scheduler_request(s, row->seq), 1);
+        if (row->samples) mp_scheduler_append(s, mp_scheduler_request(s, row->seq), 1);
     }
     *ns = scheduled + mp_now_ns() - start;
     return step->n_rows;

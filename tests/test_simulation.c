@@ -1,7 +1,8 @@
 /* The metadata half of the engine under random operations: submit, step, commit, append, finish, cancel in every state,
  * clear, in pools so small that chunks are evicted and requests preempted all the time. A forward pass that follows the
  * plan as a backend does computes contents for every row; the twin says what they must be. After every operation the
- * scheduler's own invariants (I1 to I5) are checked.
+ * scheduler's own invariants (I1 to I5) are checked. Some worlds run ahead: a step's tokens are appended after the next
+ * step, and rows are computed for replies that have ended.
  *
  *     test_simulation [operations [seed]]         the seed is printed; the same seed repeats the same run */
 #include <stdarg.h>
@@ -79,8 +80,18 @@ typedef struct live {
     mp_request *request;
     twin_request *twin;
     prompt prompt;
-    uint32_t n_reply_wanted;
+    uint32_t n_reply_wanted, n_taken; /* n_taken: tokens that were appended; the twin has what was sampled, too */
+    uint64_t id;
 } live;
+
+/* What a step sampled and nobody has looked at yet. */
+typedef struct flight {
+    struct {
+        uint64_t id;
+        int32_t token;
+    } sampled[64];
+    uint32_t n;
+} flight;
 
 struct world {
     mp_scheduler_config config;
@@ -95,6 +106,9 @@ struct world {
     prompt past[PAST_MAX];
     uint32_t n_past;
     uint32_t check_every;
+    bool ahead;
+    flight flights[2];       /* of the last step, and of the one before */
+    int32_t sampled[64];     /* by sequence, as a device has it */
     bool monotonous;         /* all tokens are the same: streams differ only in what stands between their tokens */
     uint32_t plain_requests; /* so many requests use no chunks, at first */
 };
@@ -102,7 +116,8 @@ struct world {
 /* How often what should happen did happen. */
 static struct {
     uint64_t rows, submits, busy, too_long, finished, cancelled[4], audits, clears, preempted, evicted, compiled,
-        prefix_hits, chunk_hits, multi_readers, spoiled;
+        prefix_hits, chunk_hits, multi_readers, spoiled, ahead_rows, dropped;
+    uint64_t n_ids;
 } seen;
 
 static mp_digest scope_digest(uint32_t scope) {
@@ -154,6 +169,7 @@ static void open_world(world *w) {
     c->canonical = w->canonical.tokens;
     c->n_canonical = w->canonical.n;
     w->monotonous = chance(20);
+    w->ahead = chance(50);
     w->plain_requests = chance(30) ? 20 + random_below(30) : 0;
     make_docs(w);
     w->slots = calloc((size_t)c->n_pages * c->page_size, sizeof *w->slots);
@@ -242,28 +258,47 @@ static void write_slot(world *w, const mp_row *row, uint64_t value) {
     *slot_of(w, row->page, row->slot) = (slot){ .value = value, .angle = row->position };
 }
 
+static void sample(world *w, const mp_row *row, live *l) {
+    /* From what the row saw, as a model does. */
+    int32_t token = w->monotonous ? 5 : (int32_t)(twin_value(l->twin, row->index) % 1000);
+    flight *f = &w->flights[0];
+    if (l->twin->n_tokens - l->twin->n_prompt == mp_request_max_tokens(l->request)) die("a reply is too long");
+    if (!row->logits || f->n == 64) die("a row of no logits is sampled from, or too many are");
+    f->sampled[f->n].id = l->id;
+    f->sampled[f->n++].token = token;
+    w->sampled[row->seq] = token;
+    twin_request_append(l->twin, token);
+}
+
 static void forward(world *w, const mp_step *step) {
     spoil_pages(w, step);
     zero_pages(w, step);
     uint32_t n_logits = 0;
     if (step->n_rows > w->config.step_tokens) die("%u rows in a step", step->n_rows);
+    w->flights[0].n = 0;
     for (uint32_t i = 0; i < step->n_rows; i++) {
-        const mp_row *row = &step->rows[i];
-        const mp_plan_seq *seq = &step->plan->seqs[row->seq];
+        mp_row row = step->rows[i];
+        const mp_plan_seq *seq = &step->plan->seqs[row.seq];
         if (i < seq->row || i >= seq->row + seq->n_rows) die("row %u is not among its sequence's", i);
-        mp_request *request = mp_scheduler_request(w->s, row->seq);
+        mp_request *request = mp_scheduler_request(w->s, row.seq);
         live *owner = request ? find_live(w, request) : NULL;
         if (request && !owner) die("a row of an ended request");
-        uint64_t value = forward_row(w, step->plan, row, owner);
-        write_slot(w, row, value);
-        n_logits += row->logits;
+        if (row.token == MP_TOKEN_SAMPLED) {
+            if (!owner || !w->ahead) die("row %u has no token", i);
+            row.token = w->sampled[row.seq];
+            seen.ahead_rows++;
+        }
+        uint64_t value = forward_row(w, step->plan, &row, owner);
+        write_slot(w, &row, value);
+        n_logits += row.logits;
         seen.rows++;
         if (!owner) continue;
-        uint32_t position = twin_position(owner->twin, row->index);
-        if (row->position != (int32_t)position || row->token != owner->twin->tokens[position])
-            die("row %u: token %d at %d, expected it at %u", i, row->token, row->position, position);
-        if (value != twin_value(owner->twin, row->index))
-            die("row %u of stream index %u sees the wrong things", i, row->index);
+        uint32_t position = twin_position(owner->twin, row.index);
+        if (row.position != (int32_t)position || row.token != owner->twin->tokens[position])
+            die("row %u: token %d at %d, expected it at %u", i, row.token, row.position, position);
+        if (value != twin_value(owner->twin, row.index))
+            die("row %u of stream index %u sees the wrong things", i, row.index);
+        if (row.samples) sample(w, &row, owner);
     }
     if (n_logits != step->n_logits) die("%u rows with logits, %u said", n_logits, step->n_logits);
 }
@@ -370,6 +405,8 @@ static void submit(world *w) {
         die("a reply of %u tokens, expected %u", mp_request_max_tokens(l->request), max_tokens);
     twin_rules rules = { w->config.page_size, w->config.n_pages / 8 };
     l->twin = twin_request_open(&rules, &spec, p->docs, max_tokens);
+    l->n_taken = 0;
+    l->id = ++seen.n_ids;
     l->n_reply_wanted = max_tokens > 40 && chance(70) ? 1 + random_below(40) : max_tokens;
     w->n_live++;
     w->plain_requests -= w->plain_requests > 0;
@@ -392,8 +429,7 @@ static void end_request(world *w, live *l, bool completed) {
         check_usage(l);
         prompt *past = &w->past[w->n_past < PAST_MAX ? w->n_past++ : random_below(PAST_MAX)];
         *past = l->prompt;
-        uint32_t n_reply = l->twin->n_tokens - l->twin->n_prompt;
-        put(past, NULL, l->twin->tokens + l->twin->n_prompt, n_reply < CONTEXT ? n_reply : 0, false);
+        put(past, NULL, l->twin->tokens + l->twin->n_prompt, l->n_taken < CONTEXT ? l->n_taken : 0, false);
         seen.finished++;
     } else {
         seen.cancelled[l->request->state]++;
@@ -404,13 +440,19 @@ static void end_request(world *w, live *l, bool completed) {
     if (l != last) *l = *last;
 }
 
-static void sample(world *w, const mp_row *row) {
-    live *l = find_live(w, mp_scheduler_request(w->s, row->seq));
-    /* From what the row saw, as a model does. */
-    int32_t token = w->monotonous ? 5 : (int32_t)(twin_value(l->twin, row->index) % 1000);
-    mp_scheduler_append(w->s, l->request, token);
-    twin_request_append(l->twin, token);
-    if (l->twin->n_tokens - l->twin->n_prompt >= l->n_reply_wanted) end_request(w, l, true);
+/* The tokens of a step become known. */
+static void land(world *w, flight *f) {
+    for (uint32_t i = 0; i < f->n; i++) {
+        live *l = w->live;
+        while (l < w->live + w->n_live && l->id != f->sampled[i].id) l++;
+        if (l == w->live + w->n_live) {
+            seen.dropped++;
+            continue;
+        }
+        mp_scheduler_append(w->s, l->request, f->sampled[i].token);
+        if (++l->n_taken >= l->n_reply_wanted) end_request(w, l, true);
+    }
+    f->n = 0;
 }
 
 static void step(world *w) {
@@ -418,20 +460,22 @@ static void step(world *w) {
     if (busy != (w->n_live > 0)) die("%u requests, busy %d", w->n_live, busy);
     const mp_step *step;
     mepic_error err;
+    if (chance(10)) land(w, &w->flights[0]);
+    bool waits = w->flights[0].n > 0;
     uint64_t allocations = mp_mem_count();
     if (mp_scheduler_step(w->s, &step, &err) != MEPIC_OK) die("%s", err.message);
-    if (busy && step->n_rows == 0) die("requests wait and nothing is done");
+    if (busy && step->n_rows == 0 && !waits && w->n_live > 0) die("requests wait and nothing is done");
     if (!busy && step->n_rows > 0) die("rows for nobody");
     if (mp_mem_count() != allocations) die("a step allocates");
     if (w->check_every == 1) check(w);
+    w->flights[1] = w->flights[0];
     forward(w, step);
     allocations = mp_mem_count();
     mp_scheduler_commit(w->s);
     if (mp_mem_count() != allocations) die("a commit allocates");
-    for (uint32_t i = 0; i < step->n_rows; i++) {
-        const mp_row *row = &step->rows[i];
-        if (row->logits && mp_scheduler_request(w->s, row->seq) && mp_scheduler_samples(w->s, row)) sample(w, row);
-    }
+    if (w->check_every == 1) check(w);
+    land(w, &w->flights[1]);
+    if (!w->ahead || chance(10)) land(w, &w->flights[0]);
 }
 
 /* The canonical pages of a document hold what they must, whoever made them. */
@@ -512,9 +556,12 @@ int main(int argc, char **argv) {
            (unsigned long long)seen.rows, (unsigned long long)seen.preempted, (unsigned long long)seen.evicted,
            (unsigned long long)seen.compiled, (unsigned long long)seen.prefix_hits, (unsigned long long)seen.chunk_hits,
            (unsigned long long)seen.multi_readers, (unsigned long long)seen.audits);
+    printf("%llu rows ahead of their tokens, %llu of them for nothing\n", (unsigned long long)seen.ahead_rows,
+           (unsigned long long)seen.dropped);
     bool all = seen.finished && seen.preempted && seen.evicted && seen.prefix_hits && seen.chunk_hits &&
                seen.multi_readers && seen.audits && seen.busy && seen.too_long && seen.clears && seen.spoiled;
     for (int i = 0; i < 4; i++) all = all && seen.cancelled[i];
+    all = all && seen.ahead_rows && seen.dropped;
     if (wanted >= 100000 && !all) die("something that the simulation is for never happened");
     return 0;
 }

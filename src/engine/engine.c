@@ -278,8 +278,7 @@ static uint32_t note_rows(mepic_engine *e, const mp_step *step, uint64_t now) {
         if (reply && !reply->started_ns) reply->started_ns = now;
         if (!row->logits) continue;
         if (!mp_invariant(&e->fault, reply && n < e->options.step_tokens, "logits are wanted by a request")) return 0;
-        bool samples = mp_scheduler_samples(e->scheduler, row);
-        e->rows[n++] = (mp_logits_row){ .reply = reply, .position = (uint32_t)row->position, .samples = samples };
+        e->rows[n++] = (mp_logits_row){ .reply = reply, .position = (uint32_t)row->position, .samples = row->samples };
     }
     return n;
 }

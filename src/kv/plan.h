@@ -30,6 +30,9 @@
 
 typedef uint32_t mp_page; /* index into the pool; MP_NONE: none */
 
+/* A row's token that only the backend knows: what the step before sampled for the row's sequence. */
+#define MP_TOKEN_SAMPLED (-1)
+
 typedef struct mp_cell {
     mp_page pages[MP_CELL_PAGES_MAX];
     uint32_t n_pages;
@@ -73,13 +76,14 @@ static inline const mp_cell_ref *mp_plan_ref(const mp_plan *plan, uint32_t id) {
 
 /* One token to be computed. */
 typedef struct mp_row {
-    int32_t token;
+    int32_t token;    /* or MP_TOKEN_SAMPLED */
     int32_t position; /* true position; of a compile row its angle (base 0) */
     uint32_t seq;     /* plan sequence */
     uint32_t index;   /* in the sequence's private stream */
     mp_page page;     /* where its K and V go */
     uint32_t slot;    /* in the page */
-    bool logits;      /* its logits are wanted */
+    bool logits;      /* its logits are wanted, */
+    bool samples;     /* and the request's next token is sampled from them */
 } mp_row;
 
 /* A step is data: what to spoil and to zero, what to compute, who reads what. Rows of one sequence are consecutive. */

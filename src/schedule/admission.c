@@ -101,6 +101,8 @@ static bool take_missing(mp_scheduler *s, mp_request *r) {
 
 /* All or nothing. */
 static bool admit(mp_scheduler *s, mp_request *r) {
+    if (!mp_invariant(s->fault, r->n_known == r->n_tokens, "a step's tokens are appended before the next but one"))
+        return false;
     uint32_t page_size = s->config.page_size, length = mp_request_length(r);
     uint32_t left = r->max_tokens - (r->n_tokens - r->n_prompt);
     uint32_t reserve = left < MP_RESERVE_TOKENS ? left : MP_RESERVE_TOKENS;

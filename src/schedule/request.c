@@ -95,7 +95,7 @@ mepic_status mp_request_open(mp_scheduler *s, const mp_request_spec *spec, mp_re
     mp_request *r = mp_calloc(1, sizeof *r);
     if (!r) return mp_fail_nomem(err, "a request", sizeof *r);
     r->policy = mp_policy_find(spec->reuse);
-    r->n_prompt = r->n_tokens = spec->n_tokens;
+    r->n_prompt = r->n_tokens = r->n_known = spec->n_tokens;
     r->logits_of_prompt = spec->logits_of_prompt;
     r->user = spec->user;
     r->page_size = s->config.page_size;
@@ -133,6 +133,10 @@ void mp_request_close(mp_request *r) {
 
 uint32_t mp_request_length(const mp_request *r) {
     return r->layout.n_stream + (r->n_tokens - r->n_prompt);
+}
+
+uint32_t mp_request_known(const mp_request *r) {
+    return r->layout.n_stream + (r->n_known - r->n_prompt);
 }
 
 uint32_t mp_request_position(const mp_request *r, uint32_t index) {
@@ -223,10 +227,12 @@ static uint32_t pages_in_common(const mp_request *r, uint32_t c) {
 }
 
 void mp_request_usage(const mp_request *r, mepic_usage *out) {
+    /* A page that was taken for tokens which may never come does not count. */
+    uint32_t n_pages = (mp_request_known(r) + r->page_size - 1) / r->page_size;
     *out = r->usage;
-    out->completion_tokens = r->n_tokens - r->n_prompt;
-    out->pages_unshared = (r->n_tokens + r->page_size - 1) / r->page_size;
-    out->pages_held = r->stream.n_pages;
+    out->completion_tokens = r->n_known - r->n_prompt;
+    out->pages_unshared = (r->n_known + r->page_size - 1) / r->page_size;
+    out->pages_held = r->stream.n_pages < n_pages ? r->stream.n_pages : n_pages;
     for (uint32_t c = 0; c < r->layout.n_chunks; c++) out->pages_held += r->chunks[c].n_pages - pages_in_common(r, c);
 }
 

@@ -1,7 +1,8 @@
 /* A request: its tokens, their layout, the names of its pages, and what it holds. Its life is in scheduler.h.
  *
  * Everything it will ever need is allocated at submit: tokens and page names up to its longest reply, and a job for
- * each of its chunks. Token i of its stream is token `position(i)` of prompt and reply: the stream is not stored. */
+ * each of its chunks. Token i of its stream is token `position(i)` of prompt and reply: the stream is not stored.
+ * The tokens of up to two steps may be there without being known (scheduler.h, "Running ahead"). */
 #ifndef MEPIC_SCHEDULE_REQUEST_H
 #define MEPIC_SCHEDULE_REQUEST_H
 
@@ -12,7 +13,7 @@ typedef enum mp_request_state {
     MP_REQUEST_QUEUED,  /* holds nothing */
     MP_REQUEST_WAITING, /* admitted: has its pages, waits for jobs */
     MP_REQUEST_PREFILL, /* in the plan */
-    MP_REQUEST_DECODE,  /* everything but a sampled token is written */
+    MP_REQUEST_DECODE,  /* everything but what is sampled is written */
 } mp_request_state;
 
 /* A chunk of a request: held, or waited for, or (queued) neither. */
@@ -39,6 +40,7 @@ struct mp_request {
     mp_layout layout;
     int32_t *tokens;                         /* prompt and reply */
     uint32_t n_prompt, n_tokens, max_tokens; /* max_tokens: of the reply */
+    uint32_t n_known;                        /* of n_tokens; the others are MP_TOKEN_SAMPLED */
     uint32_t page_size;
     mp_page_name *names;        /* [n_names] of the stream's full pages, made as they are needed */
     uint32_t n_names, next_ref; /* next_ref: first run whose reference is in no name yet */
@@ -60,8 +62,9 @@ typedef struct mp_request_list {
 mepic_status mp_request_open(mp_scheduler *s, const mp_request_spec *spec, mp_request **out, mepic_error *err);
 void mp_request_close(mp_request *request); /* holds nothing; NULL is a no-op */
 
-/* Tokens of the stream so far. */
+/* Tokens of the stream so far, and those of them that are known. */
 uint32_t mp_request_length(const mp_request *request);
+uint32_t mp_request_known(const mp_request *request);
 uint32_t mp_request_position(const mp_request *request, uint32_t index);
 /* Page i of the stream: what it holds and its name. `tokens` has room for a page. */
 const mp_page_name *mp_request_name(mp_scheduler *s, mp_request *request, uint32_t i);

@@ -138,17 +138,12 @@ mp_request *mp_scheduler_request(const mp_scheduler *s, uint32_t seq) {
     return seq < s->config.max_running ? s->requests[seq] : NULL;
 }
 
-bool mp_scheduler_samples(const mp_scheduler *s, const mp_row *row) {
-    const mp_request *r = mp_scheduler_request(s, row->seq);
-    return r && row->index + 1 == mp_request_length(r);
-}
-
 void mp_scheduler_append(mp_scheduler *s, mp_request *r, int32_t token) {
-    bool ok = r->state == MP_REQUEST_DECODE && r->stream.n_done == mp_request_length(r) && !s->in_step;
+    bool ok = r->n_known < r->n_tokens && !s->in_step;
     if (!mp_invariant(s->fault, ok, "a token is appended after the row it is sampled from")) return;
-    if (!mp_invariant(s->fault, r->n_tokens - r->n_prompt < r->max_tokens, "a reply is at most max_tokens long"))
-        return;
-    r->tokens[r->n_tokens++] = token;
+    if (r->stream.n_done > mp_request_known(r)) s->stats.rows_decode++; /* its row was no waste */
+    r->tokens[r->n_known++] = token;
+    mp_request_publish(s, r);
 }
 
 void mp_scheduler_finish(mp_scheduler *s, mp_request *r) {
@@ -179,7 +174,7 @@ uint32_t mp_request_max_tokens(const mp_request *r) {
 }
 
 const int32_t *mp_request_tokens(const mp_request *r, uint32_t *n, uint32_t *n_prompt) {
-    *n = r->n_tokens;
+    *n = r->n_known;
     *n_prompt = r->n_prompt;
     return r->tokens;
 }
@@ -219,7 +214,7 @@ void mp_scheduler_stats(const mp_scheduler *s, mepic_stats *out) {
     out->pages_canonical = n_canonical;
     out->pages_unshared = 0;
     for (const mp_request *r = s->running.first; r; r = r->next)
-        out->pages_unshared += (r->n_tokens + s->config.page_size - 1) / s->config.page_size;
+        out->pages_unshared += (r->n_known + s->config.page_size - 1) / s->config.page_size;
     out->peak_pages_referenced = c->peak_pages_referenced;
     out->queued = s->queue.n;
     out->running = s->running.n;

@@ -8,8 +8,13 @@
  *     mp_scheduler_step    what to compute now
  *     (the backend computes it)
  *     mp_scheduler_commit  its rows are written: publish pages, end jobs, free waiters
- *     for every row with logits: mp_scheduler_append (it goes on) or mp_scheduler_finish
+ *     for every row that samples: mp_scheduler_append (it goes on) or mp_scheduler_finish
  * Cancel (finish) and submit may come between any two steps, not between a step and its commit.
+ *
+ * Running ahead. The tokens of a step may be appended after the next step and its commit. That step takes for granted
+ * that every reply goes on: a row's token is MP_TOKEN_SAMPLED where the step before samples it. Where a reply ended
+ * instead, `finish` drops the row with its page: a page is published only once all its tokens are known. So `commit`
+ * may come as soon as the backend has a step, if it computes steps one after the other.
  *
  * Invariants. A row is emitted for a slot exactly once per page version. Pages of an admitted request or job are held
  * from admission to its end. Requests wait for jobs, never the reverse. The oldest running request is never preempted.
@@ -70,11 +75,9 @@ mepic_status mp_scheduler_step(mp_scheduler *s, const mp_step **out, mepic_error
 void mp_scheduler_commit(mp_scheduler *s);
 /* The request a row's sequence belongs to; NULL for a job. */
 mp_request *mp_scheduler_request(const mp_scheduler *s, uint32_t seq);
-/* Whether the request's newest logits are those a token is sampled from: its last prompt row or a decode row. */
-bool mp_scheduler_samples(const mp_scheduler *s, const mp_row *row);
 /* Tokens the reply may have at most: the spec's, cut to what context and pool can hold. No token goes past it. */
 uint32_t mp_request_max_tokens(const mp_request *request);
-/* The request's next token; it will be a row of a later step. */
+/* The request's next token, in the order of the rows it was sampled from. */
 void mp_scheduler_append(mp_scheduler *s, mp_request *request, int32_t token);
 /* Ends a request in any state: completed or cancelled. Its pages are released; `request` is freed. */
 void mp_scheduler_finish(mp_scheduler *s, mp_request *request);
@@ -85,7 +88,8 @@ bool mp_scheduler_busy(const mp_scheduler *s);
 void *mp_request_user(const mp_request *request);
 /* Prompt accounting and page counts so far (times are the engine's). */
 void mp_request_usage(const mp_request *request, mepic_usage *out);
-/* Prompt and reply tokens so far, and how many of them are the prompt's; valid until the next append. */
+/* Prompt and reply tokens appended so far, and how many of them are the prompt's. Behind them, up to two steps' tokens
+ * to come are MP_TOKEN_SAMPLED. Valid until the request ends. */
 const int32_t *mp_request_tokens(const mp_request *request, uint32_t *n, uint32_t *n_prompt);
 
 /* The canonical context's pages, taken from the pool at the first compile. For the file in the cache directory:

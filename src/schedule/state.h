@@ -55,6 +55,8 @@ void mp_request_release(mp_scheduler *s, mp_request *request);
 /* Back to the queue. */
 void mp_preempt(mp_scheduler *s, mp_request *request);
 
+/* step.c. Full pages of the stream enter the index, once all that is written is known. */
+void mp_request_publish(mp_scheduler *s, mp_request *request);
 /* Page i of the stream is written: it enters the index, or an equal page takes its place. */
 void mp_stream_publish(mp_scheduler *s, mp_stream *stream, uint32_t i, mp_node_kind kind, const mp_digest *key,
                        const mp_elements *elements);

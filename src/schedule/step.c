@@ -31,9 +31,10 @@ static void add_request_rows(mp_scheduler *s, mp_request *r, uint32_t n) {
                 (mp_row){ .token = r->tokens[position],
                           .position = (int32_t)position,
                           .index = index,
-                          .logits = index == last || (of_prompt && r->logits_of_prompt) });
+                          .logits = index == last || (of_prompt && r->logits_of_prompt),
+                          .samples = index == last });
         if (r->state == MP_REQUEST_DECODE) {
-            s->stats.rows_decode++;
+            s->stats.rows_decode += index < mp_request_known(r); /* else it counts when its token is appended */
         } else if (of_prompt && r->layout.stream[index].linked) {
             s->stats.rows_link++;
         } else {
@@ -72,8 +73,10 @@ static bool has_page(mp_scheduler *s, mp_request *r) {
     return true;
 }
 
+/* The last token that a reply may have needs no row. */
 static bool decodes(const mp_request *r) {
-    return r->state == MP_REQUEST_DECODE && r->stream.n_done < mp_request_length(r);
+    uint32_t length = mp_request_length(r), last = r->layout.n_stream + r->max_tokens - 1;
+    return r->state == MP_REQUEST_DECODE && r->stream.n_done < (length < last ? length : last);
 }
 
 /* Whether somebody but those that decode could use rows. */
@@ -198,19 +201,27 @@ void mp_stream_publish(mp_scheduler *s, mp_stream *stream, uint32_t i, mp_node_k
     stream->n_published = i + 1;
 }
 
-static void commit_request(mp_scheduler *s, mp_request *r, uint32_t n_rows) {
+void mp_request_publish(mp_scheduler *s, mp_request *r) {
     mp_stream *stream = &r->stream;
-    stream->n_done += n_rows;
-    if (r->policy->shares_prefix && stream->n_done / s->config.page_size > stream->n_published) {
-        int32_t tokens[MP_PAGE_TOKENS_MAX];
-        for (uint32_t i = stream->n_published; i < stream->n_done / s->config.page_size; i++) {
-            const mp_page_name *name = mp_request_name(s, r, i);
-            mp_elements elements = mp_request_elements(s, r, i, tokens);
-            mp_stream_publish(s, stream, i, MP_NODE_PREFIX, &name->key, &elements);
-        }
-        mp_plan_settle(s->plan, stream->seq);
+    int32_t tokens[MP_PAGE_TOKENS_MAX];
+    uint32_t n_full = stream->n_done / s->config.page_size;
+    if (!r->policy->shares_prefix || n_full <= stream->n_published || stream->n_done > mp_request_known(r)) return;
+    for (uint32_t i = stream->n_published; i < n_full; i++) {
+        const mp_page_name *name = mp_request_name(s, r, i);
+        mp_elements elements = mp_request_elements(s, r, i, tokens);
+        mp_stream_publish(s, stream, i, MP_NODE_PREFIX, &name->key, &elements);
     }
-    if (stream->n_done == mp_request_length(r)) r->state = MP_REQUEST_DECODE;
+    mp_plan_settle(s->plan, stream->seq);
+}
+
+static void commit_request(mp_scheduler *s, mp_request *r, uint32_t n_rows) {
+    r->stream.n_done += n_rows;
+    mp_request_publish(s, r);
+    if (r->stream.n_done < mp_request_length(r)) return;
+    r->state = MP_REQUEST_DECODE;
+    if (!mp_invariant(s->fault, r->n_tokens - r->n_prompt < r->max_tokens, "a reply is at most max_tokens long"))
+        return;
+    r->tokens[r->n_tokens++] = MP_TOKEN_SAMPLED;
 }
 
 void mp_scheduler_commit(mp_scheduler *s) {

@@ -116,7 +116,7 @@ static void sample(rig *r, const mp_row *row, const float *logits) {
         memcpy(q->logits + (size_t)row->position * n_vocab, logits, n_vocab * sizeof *logits);
         q->computed[row->position] = true;
     }
-    if (!mp_scheduler_samples(r->scheduler, row)) return;
+    if (!row->samples) return;
     q->hash = mp_hash64(q->hash, logits, n_vocab * sizeof *logits);
     uint32_t best = 0;
     for (uint32_t i = 1; i < n_vocab; i++) best = logits[i] > logits[best] ? i : best;

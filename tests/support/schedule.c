@@ -67,7 +67,7 @@ uint32_t step(bench *b, mepic_usage *last_ended) {
     uint32_t n_rows = step->n_rows;
     mp_scheduler_commit(b->s);
     for (uint32_t i = 0; i < n_rows; i++) {
-        if (!step->rows[i].logits || !mp_scheduler_samples(b->s, &step->rows[i])) continue;
+        if (!step->rows[i].samples) continue;
         mp_request *r = mp_scheduler_request(b->s, step->rows[i].seq);
         mp_scheduler_append(b->s, r, 77);
         uint32_t n, n_prompt;
