@@ -226,9 +226,10 @@ enum { N_SAMPLINGS = sizeof samplings / sizeof *samplings, SAMPLED_ROWS = 256, S
 
 static bool run_sample(bench *b, const op *o, uint32_t i) {
     float *logits = (float *)out_of(b, o, i);
+    mp_cu_drawn *drawn = (mp_cu_drawn *)(void *)(b->out + b->out_bytes / 2);
+    int32_t *tokens = (int32_t *)(void *)(drawn + SAMPLED_ROWS);
     return TRY(b, mp_cu_sample_rows(o->fixed[0], o->rows, NULL, NULL, logits, o->model->n_vocab,
-                                    mp_cu_sample_blocks(&b->device, o->rows),
-                                    (mp_cu_drawn *)(void *)(b->out + b->out_bytes / 2), b->device.stream));
+                                    mp_cu_sample_blocks(&b->device, o->rows), drawn, tokens, b->device.stream));
 }
 
 /* Rows of logits like those of a language model: normal, with a few that stand out. */
@@ -266,6 +267,7 @@ static bool sampling(bench *b, const model *m, uint32_t rows) {
         for (uint32_t r = 0; r < rows; r++) {
             draws[r] = (mp_cu_draw){ .random = mp_hash64(r, NULL, 0),
                                      .logits = r,
+                                     .seq = r,
                                      .top_k = samplings[k].top_k,
                                      .temperature = samplings[k].temperature,
                                      .top_p = samplings[k].top_p,
@@ -351,8 +353,8 @@ static bool products(bench *b, const model *m, bool e4m3, const uint32_t *rows, 
 enum { PAGE = 16, LAYERS = 4 };
 
 static bool run_embed(bench *b, const op *o, uint32_t i) {
-    return TRY(b, mp_cu_embed(o->fixed[0], o->rows, (const mp_bf16 *)(void *)b->data, o->model->n_embd, out_of(b, o, i),
-                              b->device.stream));
+    return TRY(b, mp_cu_embed(o->fixed[0], o->rows, NULL, (const mp_bf16 *)(void *)b->data, o->model->n_embd,
+                              out_of(b, o, i), b->device.stream));
 }
 
 /* Where a kernel puts rows: bf16, or codes with scales in front. */

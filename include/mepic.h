@@ -260,8 +260,9 @@ void mepic_cancel(mepic_engine *engine, mepic_request_id id);
 
 /* True while a request is queued or running, or an event waits. A broken engine is busy with events only. */
 bool mepic_busy(const mepic_engine *engine);
-/* Computes one batch. ERR_BUSY: events of the last step were not polled yet, nothing was done. ERR_BROKEN: the engine
- * is poisoned, every later call says so, close works. */
+/* Computes one batch. On a GPU it begins one and gives the events of the one that the last call began, so that the GPU
+ * is never without work. ERR_BUSY: events of the last step were not polled yet, nothing was done. ERR_BROKEN: the
+ * engine is poisoned, every later call says so, close works. */
 mepic_status mepic_step(mepic_engine *engine, mepic_error *err);
 
 typedef enum mepic_finish {
@@ -323,7 +324,7 @@ typedef struct mepic_stats {
     uint32_t pages_unshared;   /* what running requests would hold without sharing */
     uint32_t peak_pages_referenced;
     uint32_t queued, running;
-    uint64_t steps, rows_decode, rows_text, rows_link, rows_compile;
+    uint64_t steps, rows_decode, rows_text, rows_link, rows_compile; /* rows computed for nobody are in none */
     uint64_t chunk_lookups, chunk_hits, prefix_lookups, prefix_hit_tokens;
     uint64_t evicted_pages, preemptions, compiles;
     uint64_t short_chunks;     /* chunks that became text: too short or too long */

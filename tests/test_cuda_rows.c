@@ -110,23 +110,30 @@ static void dequantize(void **state) {
 
 static void embed(void **state) {
     (void)state;
-    enum { VOCAB = 50, N = 7, BUCKET = 16 };
+    enum { VOCAB = 50, N = 7, BUCKET = 16, SEQS = 5 };
     static const uint32_t widths[] = { 64, 896, 4096 };
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
         uint32_t n_embd = widths[w];
         uint16_t *table = random_bf16((size_t)VOCAB * n_embd, 2);
         mp_cu_row rows[N] = { 0 };
-        for (int r = 0; r < N; r++) rows[r].token = (int32_t)rng_below(&random_numbers, VOCAB);
+        int32_t tokens[N], sampled[SEQS];
+        for (int s = 0; s < SEQS; s++) sampled[s] = (int32_t)rng_below(&random_numbers, VOCAB);
+        for (int r = 0; r < N; r++) { /* every other one of what a sequence sampled last */
+            int32_t seq = (int32_t)rng_below(&random_numbers, SEQS);
+            tokens[r] = r % 2 ? sampled[seq] : (int32_t)rng_below(&random_numbers, VOCAB);
+            rows[r].token = r % 2 ? -1 - seq : tokens[r];
+        }
         mp_cu_work work = make_work(rows, N);
+        int32_t *device_sampled = gpu_put(sampled, sizeof sampled);
         void *device_table = gpu_put(table, (size_t)VOCAB * n_embd * sizeof *table);
         float *x = gpu_new((size_t)BUCKET * n_embd * sizeof *x, 0xff);
-        GPU_DONE(mp_cu_embed(&work, BUCKET, device_table, n_embd, x, NULL));
+        GPU_DONE(mp_cu_embed(&work, BUCKET, device_sampled, device_table, n_embd, x, NULL));
         float *got = gpu_get(x, (size_t)BUCKET * n_embd * sizeof *got);
         for (uint32_t r = 0; r < BUCKET; r++) {
             for (uint32_t i = 0; i < n_embd; i++) {
                 float v = got[(size_t)r * n_embd + i];
                 if (r < N) {
-                    assert_true(v == mp_bf16_to_f32(table[(size_t)rows[r].token * n_embd + i]));
+                    assert_true(v == mp_bf16_to_f32(table[(size_t)tokens[r] * n_embd + i]));
                 } else {
                     assert_true(isnan(v));
                 }
@@ -136,6 +143,7 @@ static void embed(void **state) {
         free(table);
         gpu_free(x);
         gpu_free(device_table);
+        gpu_free(device_sampled);
         free_work(&work);
     }
 }

@@ -149,7 +149,7 @@ static void run_batch(mp_cu_sampler *s, const batch *b, mp_cu_drawn *out) {
     GPU(cudaDeviceSynchronize());
     assert_true(mp_cu_sampler_run(s, logits, device.stream));
     GPU(cudaStreamSynchronize(device.stream));
-    memcpy(out, mp_cu_sampler_drawn(s), b->n_rows * sizeof *out);
+    memcpy(out, mp_cu_sampler_drawn(s, 0), b->n_rows * sizeof *out);
     float *after = gpu_get(logits, bytes);
     assert_memory_equal(after, b->logits, bytes);
     free(after);
@@ -175,6 +175,7 @@ static void random_sampling(batch *b, uint32_t i, uint32_t most_k) {
         .n_logit_bias = below(3),
     };
     b->rows[i] = (mp_sample_row){ .logits = b->n_rows - 1 - i,
+                                  .seq = i * 7 % MAX_ROWS,
                                   .sampling = &b->sampling[i],
                                   .tokens = b->tokens[i],
                                   .n_tokens = n,
@@ -183,6 +184,36 @@ static void random_sampling(batch *b, uint32_t i, uint32_t most_k) {
 
 static const float *logits_of(const batch *b, uint32_t i) {
     return b->logits + (size_t)b->rows[i].logits * b->n_vocab;
+}
+
+/* The same batch, but for some rows the host does not know the last token: the step before has sampled it. */
+static void check_unknown(mp_cu_sampler *s, const batch *b, const mp_cu_drawn *want, const char *what) {
+    static batch before, ahead;
+    before.n_vocab = b->n_vocab;
+    before.n_rows = ahead.n_rows = b->n_rows;
+    before.logits = memory((size_t)b->n_rows * b->n_vocab * sizeof(float));
+    memset(before.logits, 0, (size_t)b->n_rows * b->n_vocab * sizeof(float));
+    ahead.n_vocab = b->n_vocab;
+    ahead.logits = b->logits;
+    for (uint32_t i = 0; i < b->n_rows; i++) {
+        const mp_sample_row *row = &b->rows[i];
+        int32_t last = row->n_tokens ? b->tokens[i][row->n_tokens - 1] : 0;
+        before.sampling[i] = (mepic_sampling){ 0 };
+        before.rows[i] = (mp_sample_row){ .logits = i, .seq = row->seq, .sampling = &before.sampling[i] };
+        before.logits[(size_t)i * b->n_vocab + (uint32_t)last] = 1;
+        memcpy(ahead.tokens[i], b->tokens[i], sizeof b->tokens[i]);
+        ahead.rows[i] = *row;
+        ahead.rows[i].tokens = ahead.tokens[i];
+        /* A token that is not known is of the reply. */
+        if (i % 3 && row->n_tokens > row->n_prompt) ahead.tokens[i][row->n_tokens - 1] = MP_TOKEN_SAMPLED;
+    }
+    mp_cu_drawn got[MAX_ROWS];
+    run_batch(s, &before, got);
+    run_batch(s, &ahead, got);
+    for (uint32_t i = 0; i < b->n_rows; i++) {
+        if (got[i].token != want[i].token) fail_msg("%s %u: ahead %d, not %d", what, i, got[i].token, want[i].token);
+    }
+    free(before.logits);
 }
 
 /* All rows of the batch against both references; how many tokens are not the host's. */
@@ -215,6 +246,7 @@ static uint32_t check_batch(mp_cu_sampler *s, mp_sampler *host, const batch *b, 
             }
         }
     }
+    check_unknown(s, b, drawn, what);
     free(c);
     free(x);
     return others;
@@ -222,7 +254,7 @@ static uint32_t check_batch(mp_cu_sampler *s, mp_sampler *host, const batch *b, 
 
 static void open_both(uint32_t n_vocab, mp_cu_sampler **s, mp_sampler **host) {
     mepic_error err;
-    if (mp_cu_sampler_open(&device, n_vocab, MAX_ROWS, MAX_ROWS * (HISTORY + 2), s, &err) != MEPIC_OK) {
+    if (mp_cu_sampler_open(&device, n_vocab, MAX_ROWS, MAX_ROWS * (HISTORY + 3), MAX_ROWS, s, &err) != MEPIC_OK) {
         fail_msg("%s", err.message);
     }
     assert_int_equal(mp_sampler_open(n_vocab, host, NULL), MEPIC_OK);
@@ -329,6 +361,7 @@ static void kept_sets(void **state) {
         for (uint32_t i = 0; i < STEPS; i++) {
             draws[i] = (mp_cu_draw){ .random = ((uint64_t)i << 52) + (1ull << 51),
                                      .logits = i,
+                                     .seq = i,
                                      .top_k = p.top_k,
                                      .temperature = p.temperature,
                                      .top_p = p.top_p,
@@ -337,10 +370,14 @@ static void kept_sets(void **state) {
         float *d_rows = gpu_put(rows, STEPS * sizeof x);
         mp_cu_draw *d_draws = gpu_put(draws, STEPS * sizeof *draws);
         mp_cu_drawn *d_drawn = gpu_new(STEPS * sizeof *d_drawn, 0xff);
-        GPU_DONE(mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 1, d_drawn, NULL));
+        int32_t *d_tokens = gpu_new(STEPS * sizeof *d_tokens, 0xff);
+        GPU_DONE(mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 1, d_drawn, d_tokens, NULL));
         mp_cu_drawn *drawn = gpu_get(d_drawn, STEPS * sizeof *drawn);
+        int32_t *tokens = gpu_get(d_tokens, STEPS * sizeof *tokens);
+        for (int i = 0; i < STEPS; i++) assert_int_equal(tokens[i], drawn[i].token);
         if (device.code >= 90) { /* the number of blocks does not matter */
-            GPU_DONE(mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 2u << round % 3, d_drawn, NULL));
+            GPU_DONE(
+                mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 2u << round % 3, d_drawn, d_tokens, NULL));
             mp_cu_drawn *again = gpu_get(d_drawn, STEPS * sizeof *again);
             for (int i = 0; i < STEPS; i++) assert_int_equal(again[i].token, drawn[i].token);
             free(again);
@@ -363,6 +400,8 @@ static void kept_sets(void **state) {
         free(rows);
         free(draws);
         free(drawn);
+        free(tokens);
+        gpu_free(d_tokens);
         gpu_free(d_rows);
         gpu_free(d_draws);
         gpu_free(d_drawn);
@@ -379,7 +418,7 @@ static void nothing_to_draw(void **state) {
     for (uint32_t i = 0; i < b.n_rows; i++) {
         b.sampling[i] =
             (mepic_sampling){ .temperature = i % 2 ? 1 : 0, .top_k = i == 3 ? 4 : 0, .top_p = i == 5 ? 0.5f : 0 };
-        b.rows[i] = (mp_sample_row){ .logits = i, .sampling = &b.sampling[i] };
+        b.rows[i] = (mp_sample_row){ .logits = i, .seq = i, .sampling = &b.sampling[i] };
     }
     mp_cu_sampler *s;
     mp_sampler *host;
@@ -401,7 +440,7 @@ static void no_room(void **state) {
     (void)state;
     mp_cu_sampler *s;
     mepic_error err;
-    assert_int_equal(mp_cu_sampler_open(&device, 100, 2, 10, &s, &err), MEPIC_OK);
+    assert_int_equal(mp_cu_sampler_open(&device, 100, 2, 10, 2, &s, &err), MEPIC_OK);
     const int32_t tokens[12] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 };
     const mepic_sampling p = { .repeat_penalty = 2 };
     mp_sample_row row = { .sampling = &p, .tokens = tokens, .n_tokens = 12 };

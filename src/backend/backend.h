@@ -8,6 +8,10 @@
  * the number of threads or how the work was split (docs/ARCHITECTURE.md, "Same bits"). K and V are read from pages
  * after rounding to the KV type, never from fresh values.
  *
+ * Time. Whatever is asked of a backend happens in the order it was asked for. A backend that runs `ahead` may still be
+ * at a step when step_end and sample return; wait is where the host waits for it. Pages, logits and activations that
+ * the host reads or writes are those behind the last step.
+ *
  * A page is opaque bytes [layer][kv_head][block] for everybody else; all layers of a page are contiguous. */
 #ifndef MEPIC_BACKEND_BACKEND_H
 #define MEPIC_BACKEND_BACKEND_H
@@ -59,15 +63,16 @@ typedef enum mp_act {
 } mp_act;
 
 /* A row of logits that a token is sampled from. tokens: what stands before it, of which the first n_prompt are the
- * prompt's. */
+ * prompt's; the last may be MP_TOKEN_SAMPLED. */
 typedef struct mp_sample_row {
     uint32_t logits; /* which row of logits */
+    uint32_t seq;    /* of the row: the token is what MP_TOKEN_SAMPLED means there from then on */
     const mepic_sampling *sampling;
     const int32_t *tokens;
     uint32_t n_tokens, n_prompt;
 } mp_sample_row;
 
-enum { MP_SAMPLE_ON_HOST = -2 };
+enum { MP_SAMPLE_ON_HOST = -2, MP_SAMPLE_UNDER_WAY = -3 };
 
 typedef struct mp_backend_ops {
     const char *name;     /* "cpu" */
@@ -75,6 +80,7 @@ typedef struct mp_backend_ops {
     mepic_kv_type kv_type; /* the usual one, and the usual numbers: */
     uint32_t max_running;  /* requests computed together */
     uint32_t step_tokens;  /* rows of a step */
+    bool ahead;            /* the next step may begin before this one was waited for, on tokens nobody else knows */
     uint32_t (*n_devices)(void);     /* that this machine has */
     bool (*usable)(uint32_t device); /* whether open could use it at all */
     /* Bytes for pages when nobody names a number: what is left beside the weights and all else that `config` (whose
@@ -86,7 +92,7 @@ typedef struct mp_backend_ops {
     const char *(*numerics)(const mp_backend *b);
 
     /* Brackets of a step: begin borrows `step` until end, fills its spoil_pages with NaN and zeroes its zero_pages; end
-     * reports what went wrong. */
+     * reports what went wrong so far. At most two steps are under way: begin waits for the last but one. */
     void (*step_begin)(mp_backend *b, const mp_step *step);
     mepic_status (*step_end)(mp_backend *b, mepic_error *err);
 
@@ -100,11 +106,15 @@ typedef struct mp_backend_ops {
     void (*activate)(mp_backend *b);                         /* g = silu(g) * u */
     void (*logits)(mp_backend *b);                           /* rows with `logits`: output * rms_norm(x) */
 
-    /* The tokens for rows [n], whose logits ascend, as infer/sample.h says; -1 for a row without a number, and
-     * MP_SAMPLE_ON_HOST for one that the host is to sample. NULL: the host samples all, as for the CPU. */
+    /* Samples a token for each of rows [n], whose logits ascend, as infer/sample.h says, at most once a step. Each of
+     * `tokens` is MP_SAMPLE_UNDER_WAY then, or MP_SAMPLE_ON_HOST where the host is to sample. NULL: the host samples
+     * all, as for the CPU. */
     mepic_status (*sample)(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens, mepic_error *err);
-    /* [n_vocab], valid until logits_row is asked for another row or the next step begins. Host memory. NULL: the device
-     * failed, which the next step_end says. */
+    /* Waits for the step that began `ago` (0 or 1) steps before the last one and says what went wrong so far. `tokens`
+     * [n] as sample left them: what was under way is there now; -1 for a row without a number. */
+    mepic_status (*wait)(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err);
+    /* [n_vocab] of the last step, valid until logits_row is asked for another row or the next step begins. Host memory.
+     * NULL: the device failed, which the next step_end says. */
     const float *(*logits_row)(mp_backend *b, uint32_t i);
     /* Copies rows of an activation out of or into the backend. */
     void (*act_read)(mp_backend *b, mp_act act, uint32_t row, uint32_t n, float *dst);

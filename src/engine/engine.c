@@ -267,9 +267,16 @@ static void take_token(mepic_engine *e, mp_reply *reply, int32_t token, const fl
     }
 }
 
-/* Notes which rows' logits somebody waits for, and which replies have started. Returns how many rows. */
-static uint32_t note_rows(mepic_engine *e, const mp_step *step, uint64_t now) {
-    uint32_t n = 0;
+/* Whether the host looks at logits of a row, and not only to sample from them. */
+static bool looks_at(const mepic_engine *e, const mp_reply *reply, const mp_row *row) {
+    if (reply->on_logits && (row->samples || reply->logits_of_prompt)) return true;
+    return row->samples && (e->options.hash_logits || reply->logprobs);
+}
+
+/* Notes which rows' logits somebody waits for, and which replies have started. */
+static void note_rows(mepic_engine *e, mp_flight *f, const mp_step *step, uint64_t now) {
+    f->n_rows = f->n_tokens = 0;
+    f->looked_at = false;
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const mp_row *row = &step->rows[i];
         if (!row->logits && i > 0 && row->seq == step->rows[i - 1].seq) continue;
@@ -277,89 +284,128 @@ static uint32_t note_rows(mepic_engine *e, const mp_step *step, uint64_t now) {
         mp_reply *reply = request ? mp_request_user(request) : NULL;
         if (reply && !reply->started_ns) reply->started_ns = now;
         if (!row->logits) continue;
-        if (!mp_invariant(&e->fault, reply && n < e->options.step_tokens, "logits are wanted by a request")) return 0;
-        e->rows[n++] = (mp_logits_row){ .reply = reply, .position = (uint32_t)row->position, .samples = row->samples };
+        bool ok = reply && f->n_rows < e->options.step_tokens;
+        if (!mp_invariant(&e->fault, ok, "logits are wanted by a request")) return;
+        mp_logits_row *noted = &f->rows[f->n_rows++];
+        *noted = (mp_logits_row){ .id = reply->id,
+                                  .position = (uint32_t)row->position,
+                                  .seq = row->seq,
+                                  .samples = row->samples,
+                                  .looked_at = looks_at(e, reply, row) };
+        f->n_tokens += row->samples;
+        f->looked_at |= noted->looked_at;
     }
-    return n;
 }
 
-/* Whether somebody besides the sampler looks at the row's logits. */
-static bool looks_at(const mepic_engine *e, const mp_logits_row *row) {
-    const mp_reply *reply = row->reply;
-    if (reply->on_logits && (row->samples || reply->logits_of_prompt)) return true;
-    return row->samples && (e->options.hash_logits || reply->logprobs);
+static mp_reply *find_reply(const mepic_engine *e, mepic_request_id id) {
+    mp_reply *reply = e->slots[id % e->n_slots].reply;
+    return reply && reply->id == id ? reply : NULL;
 }
 
-static mepic_status fail_read(mepic_error *err) {
-    return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
+/* Logits row i as the sampler wants it. */
+static mp_sample_row sample_row(const mp_flight *f, uint32_t i, const mp_reply *reply) {
+    mp_sample_row row = { .logits = i, .seq = f->rows[i].seq, .sampling = &reply->sampling };
+    row.tokens = mp_request_tokens(reply->request, &row.n_tokens, &row.n_prompt);
+    row.n_tokens = f->rows[i].position + 1; /* some may not be known yet */
+    return row;
 }
 
-/* Samples a token for every row that wants one: the backend all at once, or the host row by row. -1: no number. */
-static mepic_status sample_rows(mepic_engine *e, uint32_t n, mepic_error *err) {
-    uint32_t n_samples = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if (!e->rows[i].samples) continue;
-        mp_sample_row *row = &e->samples[n_samples++];
-        *row = (mp_sample_row){ .logits = i, .sampling = &e->rows[i].reply->sampling };
-        row->tokens = mp_request_tokens(e->rows[i].reply->request, &row->n_tokens, &row->n_prompt);
+/* Has the backend sample all rows that want a token. */
+static mepic_status begin_sampling(mepic_engine *e, mp_flight *f, mepic_error *err) {
+    uint32_t n = 0;
+    if (!e->backend->ops->sample) {
+        for (; n < f->n_tokens; n++) f->tokens[n] = MP_SAMPLE_ON_HOST;
+        return MEPIC_OK;
     }
-    if (n_samples > 0 && e->backend->ops->sample) {
-        mepic_status st = e->backend->ops->sample(e->backend, e->samples, n_samples, e->sampled, err);
-        if (st != MEPIC_OK) return st;
+    for (uint32_t i = 0; i < f->n_rows; i++) {
+        if (f->rows[i].samples) e->samples[n++] = sample_row(f, i, find_reply(e, f->rows[i].id));
     }
-    for (uint32_t k = 0; k < n_samples; k++) {
-        const mp_sample_row *row = &e->samples[k];
-        if (!e->backend->ops->sample || e->sampled[k] == MP_SAMPLE_ON_HOST) {
-            const float *logits = e->backend->ops->logits_row(e->backend, row->logits);
-            if (!logits) return fail_read(err);
-            bool ok =
-                mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt, &e->sampled[k]);
-            if (!ok) e->sampled[k] = -1;
+    mepic_status st = n ? e->backend->ops->sample(e->backend, e->samples, n, f->tokens, err) : MEPIC_OK;
+    for (uint32_t i = 0; i < n; i++) f->looked_at |= f->tokens[i] == MP_SAMPLE_ON_HOST;
+    return st;
+}
+
+static int32_t sample_on_host(mepic_engine *e, const mp_sample_row *row, const float *logits) {
+    int32_t token;
+    bool ok = mp_sample(e->sampler, row->sampling, logits, row->tokens, row->n_tokens, row->n_prompt, &token);
+    return ok ? token : -1;
+}
+
+static mepic_status use_logits(mepic_engine *e, const mp_flight *f, mepic_error *err) {
+    const int32_t *tokens = f->tokens;
+    for (uint32_t i = 0; i < f->n_rows && !e->fault.broken; i++) {
+        const mp_logits_row *row = &f->rows[i];
+        int32_t token = row->samples ? *tokens++ : 0;
+        mp_reply *reply = find_reply(e, row->id);
+        if (!reply) continue; /* it ended by a token of the step before, or was cancelled */
+        bool on_host = token == MP_SAMPLE_ON_HOST;
+        const float *logits = on_host || row->looked_at ? e->backend->ops->logits_row(e->backend, i) : NULL;
+        if ((on_host || row->looked_at) && !logits) {
+            return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
         }
-        e->rows[row->logits].token = e->sampled[k];
-    }
-    return MEPIC_OK;
-}
-
-static mepic_status use_logits(mepic_engine *e, uint32_t n, mepic_error *err) {
-    mepic_status st = sample_rows(e, n, err);
-    if (st != MEPIC_OK) return st;
-    for (uint32_t i = 0; i < n && !e->fault.broken; i++) {
-        const mp_logits_row *row = &e->rows[i];
-        const float *logits = looks_at(e, row) ? e->backend->ops->logits_row(e->backend, i) : NULL;
-        if (looks_at(e, row) && !logits) return fail_read(err);
-        mp_reply *reply = row->reply;
+        if (on_host) {
+            const mp_sample_row sample = sample_row(f, i, reply);
+            token = sample_on_host(e, &sample, logits);
+        }
         if (reply->on_logits && (row->samples || reply->logits_of_prompt)) {
             reply->on_logits(reply->user, row->position, logits, e->model->hp.n_vocab);
         }
         if (!row->samples) continue;
-        if (row->token < 0) {
+        if (token < 0) {
             end_reply(e, reply, MEPIC_FINISH_FAILED, false);
         } else {
-            take_token(e, reply, row->token, logits);
+            take_token(e, reply, token, logits);
         }
     }
     return MEPIC_OK;
 }
 
-static mepic_status run_step(mepic_engine *e, mepic_error *err) {
-    uint64_t start = mp_now_ns();
-    const mp_step *step;
-    mepic_status st = mp_scheduler_step(e->scheduler, &step, err);
-    uint64_t scheduled = mp_now_ns();
-    e->schedule_ns += scheduled - start;
-    if (st != MEPIC_OK || step->n_rows == 0) return st;
-    uint32_t n = note_rows(e, step, start);
-    st = mp_forward(e->backend, e->model, step, 0, e->model->hp.n_layers, err);
-    uint64_t computed = mp_now_ns();
-    e->forward_ns += computed - scheduled;
+/* Gives a step to the backend. What it writes can be published at once: everything that reads it comes later. */
+static mepic_status begin_flight(mepic_engine *e, const mp_step *step, uint64_t now, mepic_error *err) {
+    mp_flight *f = &e->flights[1 - e->newest];
+    note_rows(e, f, step, now);
+    mepic_status st = mp_forward(e->backend, e->model, step, 0, e->model->hp.n_layers, err);
+    if (st == MEPIC_OK) st = begin_sampling(e, f, err);
+    e->forward_ns += mp_now_ns() - now;
     if (st != MEPIC_OK) return st;
     mp_scheduler_commit(e->scheduler);
-    uint64_t committed = mp_now_ns();
-    e->schedule_ns += committed - computed;
-    st = use_logits(e, n, err);
-    e->sample_ns += mp_now_ns() - committed;
+    e->newest = 1 - e->newest;
+    e->n_flights++;
     e->steps++;
+    return MEPIC_OK;
+}
+
+/* Waits for the oldest step under way and takes its tokens. */
+static mepic_status end_flight(mepic_engine *e, mepic_error *err) {
+    uint64_t start = mp_now_ns();
+    uint32_t ago = --e->n_flights;
+    const mp_flight *f = &e->flights[e->newest ^ ago];
+    mepic_status st = e->backend->ops->wait(e->backend, ago, f->tokens, f->n_tokens, err);
+    uint64_t computed = mp_now_ns();
+    e->forward_ns += computed - start;
+    if (st == MEPIC_OK) st = use_logits(e, f, err);
+    e->sample_ns += mp_now_ns() - computed;
+    return st;
+}
+
+/* Begins a step, and ends the one before it where the backend runs ahead, so that it is never without work. At most one
+ * ends, since an event's text stays only until the reply's next token. */
+static mepic_status run_step(mepic_engine *e, mepic_error *err) {
+    mepic_status st = MEPIC_OK;
+    bool ended = e->n_flights > 0 && e->flights[e->newest].looked_at;
+    if (ended) st = end_flight(e, err);
+    if (st != MEPIC_OK) return st;
+    const mp_step *step;
+    uint64_t start = mp_now_ns();
+    st = mp_scheduler_step(e->scheduler, &step, err);
+    uint64_t scheduled = mp_now_ns();
+    e->schedule_ns += scheduled - start;
+    if (st != MEPIC_OK) return st;
+    bool begins = step->n_rows > 0;
+    if (begins) st = begin_flight(e, step, scheduled, err);
+    if (st != MEPIC_OK) return st;
+    uint32_t n_ahead = begins && e->backend->ops->ahead;
+    if (!ended && e->n_flights > n_ahead) st = end_flight(e, err);
     if (st == MEPIC_OK) mp_canonical_file_save(&e->canonical_file, e->scheduler, e->backend, &e->log);
     return st;
 }

@@ -59,13 +59,21 @@ typedef struct mp_slot {
     atomic_uint_fast64_t issued, cancelled;
 } mp_slot;
 
-/* A row whose logits are wanted, kept over mp_scheduler_commit, which ends the step's row list. */
+/* A row whose logits are wanted. Its reply may have ended when they come, so it is known by its id. */
 typedef struct mp_logits_row {
-    mp_reply *reply;
+    mepic_request_id id;
     uint32_t position;
-    bool samples;
-    int32_t token; /* once it is sampled */
+    uint32_t seq;
+    bool samples, looked_at; /* looked_at: by the host, and not only to sample from */
 } mp_logits_row;
+
+/* A step that was begun and whose tokens were not taken yet. */
+typedef struct mp_flight {
+    mp_logits_row *rows; /* [step_tokens] by row of logits */
+    int32_t *tokens;     /* [step_tokens] of the rows that sample */
+    uint32_t n_rows, n_tokens;
+    bool looked_at; /* the host needs its logits, so no other step may begin */
+} mp_flight;
 
 struct mepic_engine {
     mp_log log;
@@ -94,10 +102,10 @@ struct mepic_engine {
     uint64_t n_submitted;
     atomic_bool cancel_asked;
 
-    mp_logits_row *rows;     /* [step_tokens] */
-    mp_sample_row *samples;  /* [step_tokens] */
-    int32_t *sampled;        /* [step_tokens] */
-    mepic_event *events; /* [cap_events] of the last step: at most a token and an end for every live request */
+    mp_flight flights[2];    /* used in turn; flights[newest] is that of the last step */
+    uint32_t newest, n_flights;
+    mp_sample_row *samples;  /* [step_tokens] scratch */
+    mepic_event *events; /* [cap_events] of the last mepic_step: at most a token and an end for every live request */
     uint32_t n_events, next_event, cap_events;
     mp_reply *ended; /* their events may still be read; freed by the next step */
 

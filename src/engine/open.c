@@ -259,10 +259,15 @@ static mepic_status open_requests(mepic_engine *e, mepic_error *err) {
     e->slots = mp_calloc(e->n_slots, sizeof *e->slots);
     e->free_slots = mp_calloc(e->n_slots, sizeof *e->free_slots);
     e->events = mp_calloc(e->cap_events, sizeof *e->events);
-    e->rows = mp_calloc(o->step_tokens, sizeof *e->rows);
     e->samples = mp_calloc(o->step_tokens, sizeof *e->samples);
-    e->sampled = mp_calloc(o->step_tokens, sizeof *e->sampled);
-    if (!e->slots || !e->free_slots || !e->events || !e->rows || !e->samples || !e->sampled) {
+    bool ok = e->slots && e->free_slots && e->events && e->samples;
+    for (uint32_t i = 0; i < 2; i++) {
+        mp_flight *f = &e->flights[i];
+        f->rows = mp_calloc(o->step_tokens, sizeof *f->rows);
+        f->tokens = mp_calloc(o->step_tokens, sizeof *f->tokens);
+        ok = ok && f->rows && f->tokens;
+    }
+    if (!ok) {
         return mp_fail_nomem(err, "requests and events", e->cap_events * sizeof *e->events);
     }
     for (uint32_t i = 0; i < e->n_slots; i++) e->free_slots[e->n_free_slots++] = e->n_slots - 1 - i;
@@ -304,9 +309,11 @@ void mepic_engine_close(mepic_engine *e) {
         mp_reply_free(reply);
     }
     for (uint32_t i = 0; e->slots && i < e->n_slots; i++) mp_reply_free(e->slots[i].reply);
-    mp_free(e->sampled);
+    for (uint32_t i = 0; i < 2; i++) {
+        mp_free(e->flights[i].tokens);
+        mp_free(e->flights[i].rows);
+    }
     mp_free(e->samples);
-    mp_free(e->rows);
     mp_free(e->events);
     mp_free(e->free_slots);
     mp_free(e->slots);

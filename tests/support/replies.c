@@ -23,10 +23,13 @@ mepic_engine_options tiny_options(void) {
     };
 }
 
+void (*on_open)(mepic_engine *engine);
+
 mepic_engine *open_engine(const mepic_engine_options *options) {
     mepic_engine *engine;
     mepic_error err;
     if (mepic_engine_open(options, &engine, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    if (on_open) on_open(engine);
     return engine;
 }
 

@@ -7,6 +7,8 @@
 /* The tiny model, one thread, 256 pages, a context of 512, 8 running and 16 queued, no canonical context, hashes. */
 mepic_engine_options tiny_options(void);
 mepic_engine *open_engine(const mepic_engine_options *options);
+/* Called with every engine that open_engine opens; NULL: nothing is. */
+extern void (*on_open)(mepic_engine *engine);
 
 extern const char question[];
 extern char document[400]; /* random letters */

@@ -289,6 +289,16 @@ static mepic_status cpu_step_end(mp_backend *b, mepic_error *err) {
     return MEPIC_OK;
 }
 
+/* A step was done when it ended, and the host samples. */
+static mepic_status cpu_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err) {
+    (void)b;
+    (void)ago;
+    (void)tokens;
+    (void)n;
+    (void)err;
+    return MEPIC_OK;
+}
+
 /* Runs fn over blocks of rows. */
 static void for_row_blocks(cpu_backend *c, uint32_t n_rows, mp_task_fn fn) {
     mp_threads_run(c->threads, (n_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, fn, c);
@@ -507,6 +517,7 @@ const mp_backend_ops mp_backend_cpu = {
     .attend = cpu_attend,
     .activate = cpu_activate,
     .logits = cpu_logits,
+    .wait = cpu_wait,
     .logits_row = cpu_logits_row,
     .act_read = cpu_act_read,
     .act_write = cpu_act_write,

@@ -1,10 +1,12 @@
 /* A CUDA device behind the backend table: weights in bf16 or e4m3, pages, activations, and the order of launches in
  * each operation.
  *
- * Everything is taken at open; a step copies its lists to the device, puts kernels on one stream and waits for them at
- * its end. What an operation launches depends on the row bucket and on which kinds of work there are, never on counts
- * or on the plan: those are read from memory. So a step of decode rows alone is recorded into a CUDA graph the first
- * time its bucket appears, and replayed from then on, whatever the plan (config.whole_steps).
+ * Everything is taken at open; a step copies its lists to the device and puts kernels on one stream, and so does the
+ * next while the device is still at it: what the host writes or reads of a step is there twice.
+ *
+ * What an operation launches depends on the row bucket and on which kinds of work there are, never on counts or on the
+ * plan: those are read from memory. So a step of decode rows alone is recorded into a CUDA graph the first time its
+ * bucket appears, and replayed from then on, whatever the plan (config.whole_steps).
  *
  * Numbers. Residual stream fp32; inputs of products, q, k, v and pages bf16; accumulation fp32. With weights in e4m3
  * the inputs of their products are rounded once more, to e4m3 with a scale a row; where nobody looks between
@@ -75,6 +77,8 @@ typedef struct cuda_backend {
     mp_cu_matrix codes; /* input of the next product whose weights are e4m3 */
     float *host;        /* pinned [logit_rows, n_vocab] */
 
+    cudaEvent_t ends[2]; /* of the last two steps, in turn */
+    uint32_t turn;
     uint32_t n_rows, n_wanted; /* of this step; n_wanted: with logits */
     uint32_t bucket;           /* rows the launches of this step are for */
     bool has_items, has_blocks;
@@ -330,6 +334,9 @@ static void cuda_close(mp_backend *b) {
     for (uint32_t i = 0; i < N_GRAPHS; i++) {
         if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
     }
+    for (uint32_t i = 0; i < 2; i++) {
+        if (c->ends[i]) cudaEventDestroy(c->ends[i]);
+    }
     mp_cu_sampler_close(c->sampler);
     mp_cu_lists_close(c->lists);
     mp_cu_matmul_close(c->products);
@@ -352,13 +359,17 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
     if ((status = check_weights(config, &c->device, err)) != MEPIC_OK) goto fail;
     CUDA_TRY(&c->device, mp_cu_attend_open(c->device.id));
+    for (uint32_t i = 0; i < 2; i++) {
+        CUDA_TRY(&c->device, cudaEventCreateWithFlags(&c->ends[i], cudaEventDisableTiming));
+    }
     mp_cu_lists_config lists = lists_config(config, c->device.code, c->device.n_sm);
     if ((status = mp_cu_lists_open(&c->device, &lists, &c->lists, err)) != MEPIC_OK) goto fail;
     if ((status = mp_cu_weights_open(&c->device, c->model, wants_e4m3(config), config->log, &c->weights, err)) !=
         MEPIC_OK)
         goto fail;
     if ((status = open_buffers(c, config, err)) != MEPIC_OK) goto fail;
-    status = mp_cu_sampler_open(&c->device, c->hp->n_vocab, c->logit_rows, MAX_ADJUSTS, &c->sampler, err);
+    status =
+        mp_cu_sampler_open(&c->device, c->hp->n_vocab, c->logit_rows, MAX_ADJUSTS, config->max_seqs, &c->sampler, err);
     if (status != MEPIC_OK) goto fail;
     open_rope(c);
     if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
@@ -403,7 +414,10 @@ static void cuda_step_begin(mp_backend *b, const mp_step *step) {
     c->bucket = mp_cu_bucket(step->n_rows);
     c->n_logits = c->n_host = 0;
     c->recording = c->replaying = false;
+    c->turn = 1 - c->turn;
     CUDA_TRY(&c->device, cudaSetDevice(c->device.id));
+    CUDA_TRY(&c->device, cudaEventSynchronize(c->ends[c->turn])); /* the buffers of that step are used again */
+    mp_cu_sampler_begin(c->sampler);
     if (!mp_cu_lists_build(c->lists, step)) {
         CUDA_TRY(&c->device, cudaErrorInvalidValue);
         return;
@@ -446,15 +460,15 @@ static mepic_status cuda_step_end(mp_backend *b, mepic_error *err) {
         graph *g = find_graph(c, c->bucket);
         if (g && g->rows) CUDA_TRY(&c->device, cudaGraphLaunch(g->exec, c->device.stream));
     }
-    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    CUDA_TRY(&c->device, cudaEventRecord(c->ends[c->turn], c->device.stream));
     return mp_cu_status(&c->device, err);
 }
 
 static void cuda_embed(mp_backend *b) {
     cuda_backend *c = self(b);
     if (!launches(c)) return;
-    CUDA_TRY(&c->device, mp_cu_embed(mp_cu_lists_work(c->lists), c->bucket, c->weights.token_embd, c->hp->n_embd, c->x,
-                                     c->device.stream));
+    CUDA_TRY(&c->device, mp_cu_embed(mp_cu_lists_work(c->lists), c->bucket, mp_cu_sampler_tokens(c->sampler),
+                                     c->weights.token_embd, c->hp->n_embd, c->x, c->device.stream));
 }
 
 /* Where the kernel that makes the input of product p puts it: x, or codes at once where nobody looks between. */
@@ -606,20 +620,25 @@ static mepic_status cuda_sample(mp_backend *b, const mp_sample_row *rows, uint32
     cuda_backend *c = self(b);
     for (uint32_t first = 0, end; first < n && c->device.error == cudaSuccess; first = end) {
         need_logits(c, rows[first].logits);
-        mp_cu_sampler_begin(c->sampler);
         for (end = first; end < n && rows[end].logits < c->first_logits + c->n_logits; end++) {
             mp_sample_row row = rows[end];
             row.logits -= c->first_logits;
-            tokens[end] = mp_cu_sampler_add(c->sampler, &row, false) ? 0 : MP_SAMPLE_ON_HOST;
+            tokens[end] = mp_cu_sampler_add(c->sampler, &row, false) ? MP_SAMPLE_UNDER_WAY : MP_SAMPLE_ON_HOST;
         }
         mp_cu_sampler_run(c->sampler, c->logits, c->device.stream);
-        CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
-        const mp_cu_drawn *drawn = mp_cu_sampler_drawn(c->sampler);
-        for (uint32_t i = first; i < end; i++) {
-            if (tokens[i] != MP_SAMPLE_ON_HOST) tokens[i] = (drawn++)->token;
-        }
     }
+    CUDA_TRY(&c->device, cudaEventRecord(c->ends[c->turn], c->device.stream));
     return mp_cu_status(&c->device, err);
+}
+
+static mepic_status cuda_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err) {
+    cuda_backend *c = self(b);
+    if (!CUDA_TRY(&c->device, cudaEventSynchronize(c->ends[c->turn ^ ago]))) return mp_cu_status(&c->device, err);
+    const mp_cu_drawn *drawn = mp_cu_sampler_drawn(c->sampler, ago);
+    for (uint32_t i = 0; i < n; i++) {
+        if (tokens[i] == MP_SAMPLE_UNDER_WAY) tokens[i] = (drawn++)->token;
+    }
+    return MEPIC_OK;
 }
 
 static const float *cuda_logits_row(mp_backend *b, uint32_t i) {
@@ -729,6 +748,7 @@ const mp_backend_ops mp_backend_cuda = {
     .kv_type = MEPIC_KV_BF16,
     .max_running = 256,
     .step_tokens = 2048,
+    .ahead = true,
     .n_devices = mp_cu_device_count,
     .usable = mp_cu_device_usable,
     .kv_memory = cuda_kv_memory,
@@ -745,6 +765,7 @@ const mp_backend_ops mp_backend_cuda = {
     .activate = cuda_activate,
     .logits = cuda_logits,
     .sample = cuda_sample,
+    .wait = cuda_wait,
     .logits_row = cuda_logits_row,
     .act_read = cuda_act_read,
     .act_write = cuda_act_write,

@@ -42,7 +42,8 @@ typedef struct mp_cu_matrix {
 /* ---- A step's work ----------------------------------------------------------------------------------------------- */
 
 typedef struct mp_cu_row {
-    int32_t token, position;
+    int32_t token; /* or -1 - the sequence whose last sampled one it is */
+    int32_t position;
     uint32_t index;  /* in the private stream */
     uint32_t page;   /* where its K and V go */
     uint32_t slot;   /* in the page */
@@ -155,9 +156,9 @@ cudaError_t mp_cu_kernels_arch(uint32_t *arch);
 
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */
 
-/* x[r] = embedding of the row's token; table bf16 [n_vocab, n_embd], x fp32. */
-cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const mp_bf16 *table, uint32_t n_embd, float *x,
-                        cudaStream_t stream);
+/* x[r] = embedding of the row's token; sampled [sequences], table bf16 [n_vocab, n_embd], x fp32. */
+cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const int32_t *sampled, const mp_bf16 *table,
+                        uint32_t n_embd, float *x, cudaStream_t stream);
 /* h = x / rms(x) * weight. rows: NULL, or the step rows to take (logit_rows): h[i] = norm(x[rows[i]]). */
 cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
                        const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, cudaStream_t stream);

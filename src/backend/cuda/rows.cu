@@ -34,10 +34,12 @@ static __device__ __forceinline__ uint4 pack(const float *x) {
 
 /* ---- Embedding --------------------------------------------------------------------------------------------------- */
 
-static __global__ void embed(mp_cu_work work, const uint4 *table, uint32_t n_units, float4 *x) {
+static __global__ void embed(mp_cu_work work, const int32_t *sampled, const uint4 *table, uint32_t n_units, float4 *x) {
     uint32_t r = blockIdx.x;
     if (r >= work.counts->n_rows) return;
-    const uint4 *from = table + (size_t)work.rows[r].token * n_units;
+    int32_t token = work.rows[r].token;
+    if (token < 0) token = sampled[-1 - token];
+    const uint4 *from = table + (size_t)token * n_units;
     for (uint32_t u = threadIdx.x; u < n_units; u += blockDim.x) {
         float v[UNIT];
         unpack(from[u], v);
@@ -47,11 +49,11 @@ static __global__ void embed(mp_cu_work work, const uint4 *table, uint32_t n_uni
     }
 }
 
-cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const mp_bf16 *table, uint32_t n_embd, float *x,
-                        cudaStream_t stream) {
+cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const int32_t *sampled, const mp_bf16 *table,
+                        uint32_t n_embd, float *x, cudaStream_t stream) {
     if (n_rows == 0) return cudaSuccess;
     if (n_embd % UNIT) return cudaErrorInvalidValue;
-    embed<<<n_rows, 128, 0, stream>>>(*work, (const uint4 *)table, n_embd / UNIT, (float4 *)x);
+    embed<<<n_rows, 128, 0, stream>>>(*work, sampled, (const uint4 *)table, n_embd / UNIT, (float4 *)x);
     return cudaGetLastError();
 }
 

@@ -6,25 +6,29 @@
 struct mp_cu_sampler {
     mp_cu_device *device;
     uint32_t n_vocab, max_rows, max_adjusts;
-    uint32_t n_rows, n_adjusts;
-    uint32_t *at;      /* [n_vocab] 1 + which adjustment of the row a token has; 0 between uses */
-    mp_cu_draw *draws; /* pinned, and their copies on the device */
-    mp_cu_adjust *adjusts;
-    mp_cu_drawn *drawn;
-    void *device_draws, *device_adjusts, *device_drawn, *saved;
+    uint32_t n_rows, n_adjusts;         /* of this step, */
+    uint32_t n_rows_run, n_adjusts_run; /* and those that were run */
+    uint32_t *at;                       /* [n_vocab] 1 + which adjustment of the row a token has; 0 between uses */
+    /* Pinned, in turn for one step and the next; and their copies on the device. */
+    mp_cu_draw *draws[2];
+    mp_cu_adjust *adjusts[2];
+    mp_cu_drawn *drawn[2];
+    uint32_t turn;
+    void *device_draws, *device_adjusts, *device_drawn, *saved, *tokens;
 };
 
 void mp_cu_sampler_close(mp_cu_sampler *s) {
     if (!s) return;
-    void *const taken[] = { s->draws,          s->adjusts,      s->drawn, s->device_draws,
-                            s->device_adjusts, s->device_drawn, s->saved };
+    void *const taken[] = { s->draws[0], s->draws[1], s->adjusts[0],    s->adjusts[1],
+                            s->drawn[0], s->drawn[1], s->device_draws,  s->device_drawn,
+                            s->saved,    s->tokens,   s->device_adjusts };
     for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) mp_cu_drop(s->device, taken[i]);
     mp_free(s->at);
     mp_free(s);
 }
 
 mepic_status mp_cu_sampler_open(mp_cu_device *device, uint32_t n_vocab, uint32_t max_rows, uint32_t max_adjusts,
-                                mp_cu_sampler **out, mepic_error *err) {
+                                uint32_t max_seqs, mp_cu_sampler **out, mepic_error *err) {
     mp_cu_sampler *s = mp_calloc(1, sizeof *s);
     if (!s) return mp_fail_nomem(err, "the sampler", sizeof *s);
     s->device = device;
@@ -32,30 +36,37 @@ mepic_status mp_cu_sampler_open(mp_cu_device *device, uint32_t n_vocab, uint32_t
     s->max_rows = max_rows;
     s->max_adjusts = max_adjusts;
     s->at = mp_calloc(n_vocab, sizeof *s->at);
-    void *draws = NULL, *adjusts = NULL, *drawn = NULL;
+    void *pinned[6] = { 0 };
     const struct {
         void **to;
         size_t bytes;
         bool pinned;
     } parts[] = {
-        { &draws, max_rows * sizeof *s->draws, true },
-        { &adjusts, max_adjusts * sizeof *s->adjusts, true },
-        { &drawn, max_rows * sizeof *s->drawn, true },
-        { &s->device_draws, max_rows * sizeof *s->draws, false },
-        { &s->device_adjusts, max_adjusts * sizeof *s->adjusts, false },
-        { &s->device_drawn, max_rows * sizeof *s->drawn, false },
+        { &pinned[0], max_rows * sizeof(mp_cu_draw), true },
+        { &pinned[1], max_rows * sizeof(mp_cu_draw), true },
+        { &pinned[2], max_adjusts * sizeof(mp_cu_adjust), true },
+        { &pinned[3], max_adjusts * sizeof(mp_cu_adjust), true },
+        { &pinned[4], max_rows * sizeof(mp_cu_drawn), true },
+        { &pinned[5], max_rows * sizeof(mp_cu_drawn), true },
+        { &s->device_draws, max_rows * sizeof(mp_cu_draw), false },
+        { &s->device_adjusts, max_adjusts * sizeof(mp_cu_adjust), false },
+        { &s->device_drawn, max_rows * sizeof(mp_cu_drawn), false },
         { &s->saved, max_adjusts * sizeof(float), false },
+        { &s->tokens, max_seqs * sizeof(int32_t), false },
     };
     mepic_status status = s->at ? MEPIC_OK : mp_fail_nomem(err, "the sampler's scratch", n_vocab * sizeof *s->at);
     for (size_t i = 0; status == MEPIC_OK && i < sizeof parts / sizeof *parts; i++) {
         status = parts[i].pinned ? mp_cu_take_pinned(device, parts[i].bytes, "the sampler", parts[i].to, err)
                                  : mp_cu_take(device, parts[i].bytes, "the sampler", parts[i].to, err);
     }
-    s->draws = draws;
-    s->adjusts = adjusts;
-    s->drawn = drawn;
+    for (uint32_t i = 0; i < 2; i++) {
+        s->draws[i] = pinned[i];
+        s->adjusts[i] = pinned[2 + i];
+        s->drawn[i] = pinned[4 + i];
+    }
     if (status == MEPIC_OK &&
-        (!CUDA_TRY(device, cudaSetDevice(device->id)) || !CUDA_TRY(device, mp_cu_sample_open()))) {
+        !(CUDA_TRY(device, cudaSetDevice(device->id)) && CUDA_TRY(device, mp_cu_sample_open()) &&
+          CUDA_TRY(device, cudaMemsetAsync(s->tokens, 0, max_seqs * sizeof(int32_t), device->stream)))) {
         status = mp_cu_status(device, err);
     }
     if (status != MEPIC_OK) {
@@ -75,45 +86,57 @@ uint32_t mp_cu_sample_blocks(const mp_cu_device *device, uint32_t n) {
 }
 
 void mp_cu_sampler_begin(mp_cu_sampler *s) {
-    s->n_rows = s->n_adjusts = 0;
+    s->n_rows = s->n_adjusts = s->n_rows_run = s->n_adjusts_run = 0;
+    s->turn = 1 - s->turn;
+}
+
+/* A new adjustment; NULL: no room. */
+static mp_cu_adjust *new_adjust(mp_cu_sampler *s, int32_t token) {
+    if (s->n_adjusts == s->max_adjusts) return NULL;
+    mp_cu_adjust *a = &s->adjusts[s->turn][s->n_adjusts++];
+    *a = (mp_cu_adjust){ .token = token, .repeat = 1 };
+    return a;
 }
 
 /* The row's adjustment of a token, made when it has none; NULL: no room. */
 static mp_cu_adjust *adjust_of(mp_cu_sampler *s, const mp_cu_draw *d, int32_t token) {
-    if (s->at[token] == 0) {
-        if (s->n_adjusts == s->max_adjusts) return NULL;
-        s->adjusts[s->n_adjusts++] = (mp_cu_adjust){ .token = token, .repeat = 1 };
-        s->at[token] = s->n_adjusts - d->first_adjust;
-    }
-    return &s->adjusts[d->first_adjust + s->at[token] - 1];
+    if (s->at[token]) return &s->adjusts[s->turn][d->first_adjust + s->at[token] - 1];
+    mp_cu_adjust *a = new_adjust(s, token);
+    if (a) s->at[token] = s->n_adjusts - d->first_adjust;
+    return a;
 }
 
 /* Steps 1 to 3 of infer/sample.h. False: no room. */
-static bool add_adjusts(mp_cu_sampler *s, const mp_cu_draw *d, const mp_sample_row *row) {
+static bool add_adjusts(mp_cu_sampler *s, mp_cu_draw *d, const mp_sample_row *row) {
     const mepic_sampling *p = row->sampling;
     mp_cu_adjust *a;
-    if (p->repeat_penalty > 0 && p->repeat_penalty != 1) {
+    uint32_t n = row->n_tokens, n_known = n > 0 && row->tokens[n - 1] == MP_TOKEN_SAMPLED ? n - 1 : n;
+    bool repeats = p->repeat_penalty > 0 && p->repeat_penalty != 1;
+    bool counts = p->presence_penalty != 0 || p->frequency_penalty != 0;
+    if (repeats) {
         uint32_t window = p->repeat_window ? p->repeat_window : 64;
-        for (uint32_t i = row->n_tokens > window ? row->n_tokens - window : 0; i < row->n_tokens; i++) {
+        for (uint32_t i = n > window ? n - window : 0; i < n_known; i++) {
             if (!(a = adjust_of(s, d, row->tokens[i]))) return false;
             a->repeat = p->repeat_penalty;
         }
     }
-    if (p->presence_penalty != 0 || p->frequency_penalty != 0) {
-        for (uint32_t i = row->n_prompt; i < row->n_tokens; i++) { /* `minus` counts at first */
-            if (!(a = adjust_of(s, d, row->tokens[i]))) return false;
-            a->minus++;
-        }
-        for (uint32_t i = d->first_adjust; i < s->n_adjusts; i++) {
-            a = &s->adjusts[i];
-            if (a->minus > 0) a->minus = p->presence_penalty + p->frequency_penalty * a->minus;
-        }
+    for (uint32_t i = row->n_prompt; counts && i < n_known; i++) { /* `minus` counts at first */
+        if (!(a = adjust_of(s, d, row->tokens[i]))) return false;
+        a->minus++;
     }
     for (size_t i = 0; i < p->n_logit_bias; i++) {
         if (!(a = adjust_of(s, d, p->logit_bias[i].token))) return false;
         a->bias += p->logit_bias[i].bias;
     }
-    return true;
+    for (uint32_t i = d->first_adjust; counts && i < s->n_adjusts; i++) {
+        a = &s->adjusts[s->turn][i];
+        a->more = p->presence_penalty + p->frequency_penalty * (a->minus + 1);
+        if (a->minus > 0) a->minus = p->presence_penalty + p->frequency_penalty * a->minus;
+    }
+    d->penalizes_last = n_known < n && (repeats || counts);
+    d->last_repeat = repeats ? p->repeat_penalty : 1;
+    d->last_minus = counts ? p->presence_penalty + p->frequency_penalty : 0;
+    return !d->penalizes_last || new_adjust(s, MP_CU_LAST);
 }
 
 bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob) {
@@ -128,32 +151,51 @@ bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob)
         .top_p = p->top_p,
         .min_p = p->min_p,
         .logprob = logprob,
+        .seq = row->seq,
     };
     bool ok = add_adjusts(s, &d, row);
-    for (uint32_t i = d.first_adjust; i < s->n_adjusts; i++) s->at[s->adjusts[i].token] = 0;
+    for (uint32_t i = d.first_adjust; i < s->n_adjusts; i++) {
+        int32_t token = s->adjusts[s->turn][i].token;
+        if (token != MP_CU_LAST) s->at[token] = 0;
+    }
     if (!ok) {
         s->n_adjusts = d.first_adjust;
         return false;
     }
     d.n_adjust = s->n_adjusts - d.first_adjust;
-    s->draws[s->n_rows++] = d;
+    s->draws[s->turn][s->n_rows++] = d;
     return true;
+}
+
+/* Elements [first, n) of a host's list, to the same places of the device's. */
+static bool copy(mp_cu_device *d, void *to, const void *from, size_t size, uint32_t first, uint32_t n,
+                 enum cudaMemcpyKind kind, cudaStream_t stream) {
+    return n == first || CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)to + first * size, (const uint8_t *)from + first * size,
+                                                     (n - first) * size, kind, stream));
 }
 
 bool mp_cu_sampler_run(mp_cu_sampler *s, float *logits, cudaStream_t stream) {
     mp_cu_device *d = s->device;
-    if (s->n_rows == 0) return true;
-    return CUDA_TRY(d, cudaMemcpyAsync(s->device_draws, s->draws, s->n_rows * sizeof *s->draws, cudaMemcpyHostToDevice,
-                                       stream)) &&
-           (s->n_adjusts == 0 ||
-            CUDA_TRY(d, cudaMemcpyAsync(s->device_adjusts, s->adjusts, s->n_adjusts * sizeof *s->adjusts,
-                                        cudaMemcpyHostToDevice, stream))) &&
-           CUDA_TRY(d, mp_cu_sample_rows(s->device_draws, s->n_rows, s->device_adjusts, s->saved, logits, s->n_vocab,
-                                         mp_cu_sample_blocks(d, s->n_rows), s->device_drawn, stream)) &&
-           CUDA_TRY(d, cudaMemcpyAsync(s->drawn, s->device_drawn, s->n_rows * sizeof *s->drawn, cudaMemcpyDeviceToHost,
-                                       stream));
+    uint32_t first = s->n_rows_run, n = s->n_rows - first;
+    if (n == 0) return true;
+    bool ok = copy(d, s->device_draws, s->draws[s->turn], sizeof(mp_cu_draw), first, s->n_rows, cudaMemcpyHostToDevice,
+                   stream) &&
+              copy(d, s->device_adjusts, s->adjusts[s->turn], sizeof(mp_cu_adjust), s->n_adjusts_run, s->n_adjusts,
+                   cudaMemcpyHostToDevice, stream) &&
+              CUDA_TRY(d, mp_cu_sample_rows((mp_cu_draw *)s->device_draws + first, n, s->device_adjusts, s->saved,
+                                            logits, s->n_vocab, mp_cu_sample_blocks(d, n),
+                                            (mp_cu_drawn *)s->device_drawn + first, s->tokens, stream)) &&
+              copy(d, s->drawn[s->turn], s->device_drawn, sizeof(mp_cu_drawn), first, s->n_rows, cudaMemcpyDeviceToHost,
+                   stream);
+    s->n_rows_run = s->n_rows;
+    s->n_adjusts_run = s->n_adjusts;
+    return ok;
 }
 
-const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s) {
-    return s->drawn;
+const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago) {
+    return s->drawn[s->turn ^ ago];
+}
+
+const int32_t *mp_cu_sampler_tokens(const mp_cu_sampler *s) {
+    return s->tokens;
 }

@@ -539,20 +539,54 @@ static __device__ u64 best_of(const row &r, u64 *top, shared *s) {
     return best;
 }
 
+/* The token that was sampled last, where it is penalized by what the host did not know; `in_list`: the row has an
+ * adjustment of it, so that the one of MP_CU_LAST has no token. Else -1. */
+typedef struct last_token {
+    int32_t token;
+    bool in_list;
+} last_token;
+
+static __device__ last_token last_of(const mp_cu_draw &d, const mp_cu_adjust *adjusts, const int32_t *tokens) {
+    last_token last = { d.penalizes_last ? tokens[d.seq] : -1, false };
+    if (!d.penalizes_last) return last;
+    bool found = false;
+    for (uint32_t i = threadIdx.x; i < d.n_adjust; i += THREADS) {
+        found = found || adjusts[d.first_adjust + i].token == last.token;
+    }
+    last.in_list = __syncthreads_or(found);
+    return last;
+}
+
 /* Calls each(i, token) for the adjustments of tokens in this block's part. */
 template <class F> static __device__ void for_adjusts(const row &r, const mp_cu_draw &d, const mp_cu_adjust *adjusts,
-                                                      F each) {
+                                                      const last_token &last, F each) {
     uint32_t part = segment_length(r) * WARPS;
     for (uint32_t i = d.first_adjust + threadIdx.x; i < d.first_adjust + d.n_adjust; i += THREADS) {
-        uint32_t token = (uint32_t)adjusts[i].token;
-        if (token / part == r.rank) each(i, token);
+        int32_t token = adjusts[i].token;
+        if (token == MP_CU_LAST && last.in_list) continue;
+        if (token == MP_CU_LAST) token = last.token;
+        if ((uint32_t)token / part == r.rank) each(i, (uint32_t)token);
     }
     __syncthreads();
 }
 
+/* Adjustment i, of a token that may be the last. */
+static __device__ mp_cu_adjust adjust_at(const mp_cu_draw &d, const mp_cu_adjust *adjusts, const last_token &last,
+                                         uint32_t i) {
+    mp_cu_adjust a = adjusts[i];
+    if (d.penalizes_last && a.token == last.token) {
+        a.repeat = d.last_repeat;
+        a.minus = a.more;
+    } else if (a.token == MP_CU_LAST) {
+        a.repeat = d.last_repeat;
+        a.minus = d.last_minus;
+    }
+    return a;
+}
+
 static __global__ void __launch_bounds__(THREADS, 1)
     sample_rows(const mp_cu_draw *draws, const mp_cu_adjust *adjusts, float *saved, float *logits, uint32_t n_vocab,
-                uint32_t n_blocks, mp_cu_drawn *out) {
+                uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens) {
     extern __shared__ uint4 memory[];
     shared *s = (shared *)memory;
     const mp_cu_draw d = draws[blockIdx.x / n_blocks];
@@ -566,8 +600,9 @@ static __global__ void __launch_bounds__(THREADS, 1)
         r.top = logit_of(top);
         norm = r.top + logf((float)mass_from(r, 0, 0.0f, s) * 0x1p-44f); /* not used without a candidate */
     }
-    for_adjusts(r, d, adjusts, [&](uint32_t i, uint32_t token) {
-        mp_cu_adjust a = adjusts[i];
+    const last_token last = last_of(d, adjusts, tokens);
+    for_adjusts(r, d, adjusts, last, [&](uint32_t i, uint32_t token) {
+        mp_cu_adjust a = adjust_at(d, adjusts, last, i);
         saved[i] = x[token];
         float v = usable(saved[i]);
         if (a.repeat != 1.0f) v = v > 0 ? __fdiv_rn(v, a.repeat) : __fmul_rn(v, a.repeat);
@@ -582,10 +617,11 @@ static __global__ void __launch_bounds__(THREADS, 1)
         token = truncates ? draw_truncated(r, d, best, s) : draw_by_id(r, d, s);
     }
     sync_blocks(); /* the first one has looked at all it needs */
-    for_adjusts(r, d, adjusts, [&](uint32_t i, uint32_t id) { x[id] = saved[i]; });
+    for_adjusts(r, d, adjusts, last, [&](uint32_t i, uint32_t id) { x[id] = saved[i]; });
     sync_blocks();
     if (r.rank == 0 && threadIdx.x == 0) {
         out[blockIdx.x / n_blocks] = (mp_cu_drawn){ token, d.logprob && token >= 0 ? usable(x[token]) - norm : 0.0f };
+        tokens[d.seq] = token >= 0 ? token : 0;
     }
 }
 
@@ -594,7 +630,7 @@ cudaError_t mp_cu_sample_open(void) {
 }
 
 cudaError_t mp_cu_sample_rows(const mp_cu_draw *draws, uint32_t n, const mp_cu_adjust *adjusts, float *saved,
-                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out,
+                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens,
                               cudaStream_t stream) {
     if (n == 0) return cudaSuccess;
     cudaLaunchAttribute cluster = {};
@@ -608,5 +644,6 @@ cudaError_t mp_cu_sample_rows(const mp_cu_draw *draws, uint32_t n, const mp_cu_a
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = n_blocks > 1;
-    return cudaLaunchKernelEx(&config, sample_rows, draws, adjusts, saved, logits, n_vocab, n_blocks, out);
+    return cudaLaunchKernelEx(&config, sample_rows, draws, adjusts, saved, logits, n_vocab, n_blocks, out,
+                              tokens);
 }

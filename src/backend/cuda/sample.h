@@ -26,13 +26,21 @@ typedef struct mp_cu_draw {
     float temperature;  /* <= 0: greedy */
     float top_p, min_p; /* 0: off */
     uint32_t logprob;   /* not 0: the token's log-probability by the raw logits */
+    uint32_t seq;       /* where the token goes in `tokens`; no two draws of a launch have the same */
+    /* Not 0: what `tokens` has there now stands right before this token, and the adjustments do not count it yet. If it
+     * is in none of them, it gets these numbers and the row's adjustment of MP_CU_LAST, which is room for it. */
+    uint32_t penalizes_last;
+    float last_repeat, last_minus;
 } mp_cu_draw;
+
+#define MP_CU_LAST (-1)
 
 /* Steps 1 to 3 of the sampler for one token; every token at most once a row. */
 typedef struct mp_cu_adjust {
     int32_t token;
     float repeat; /* a positive logit is divided by it, another multiplied; 1: none */
-    float minus;  /* then subtracted: presence and frequency penalty */
+    float minus;  /* then subtracted: presence and frequency penalty, */
+    float more;   /* and this instead, if the token comes once more */
     float bias;   /* then added */
 } mp_cu_adjust;
 
@@ -41,11 +49,12 @@ typedef struct mp_cu_drawn {
     float logprob;
 } mp_cu_drawn;
 
-/* Kernel: all device memory. saved: as long as adjusts. Rows of logits are changed while it runs and are as they were
- * when it ends. n_blocks: blocks a row, 1, 2, 4 or 8; more than 1 needs code for 9.0. */
+/* Kernel: all device memory. saved: as long as adjusts. tokens: what was sampled last for each sequence, 0
+ * where nothing could be. Rows of logits are changed while it runs and are as they were when it ends. n_blocks: blocks
+ * a row, 1, 2, 4 or 8; more than 1 needs code for 9.0. */
 cudaError_t mp_cu_sample_open(void); /* before the first launch on a device; again is harmless */
 cudaError_t mp_cu_sample_rows(const mp_cu_draw *draws, uint32_t n, const mp_cu_adjust *adjusts, float *saved,
-                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out,
+                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens,
                               cudaStream_t stream);
 /* The number of blocks that is fastest for n rows. */
 uint32_t mp_cu_sample_blocks(const mp_cu_device *device, uint32_t n);
@@ -54,17 +63,22 @@ uint32_t mp_cu_sample_blocks(const mp_cu_device *device, uint32_t n);
 /* The host's side: what mp_sample_row says, as draws and adjustments. */
 typedef struct mp_cu_sampler mp_cu_sampler;
 
-/* max_adjusts: of all rows of a launch together. */
+/* max_rows, max_adjusts: of all rows of a step together. */
 mepic_status mp_cu_sampler_open(mp_cu_device *device, uint32_t n_vocab, uint32_t max_rows, uint32_t max_adjusts,
-                                mp_cu_sampler **out, mepic_error *err);
+                                uint32_t max_seqs, mp_cu_sampler **out, mepic_error *err);
 void mp_cu_sampler_close(mp_cu_sampler *s); /* NULL is a no-op; before the device's */
 
-/* Begin, add rows, run, and read drawn(i) once the stream has come so far. add is false when there is no room for the
- * row or its adjustments; the caller samples it on the host. */
+/* A step: begin, then add rows and run, as often as their logits come in parts. add is false when there is no room for
+ * the row or its adjustments; the caller samples it on the host. Two steps may be under way: begin when the stream has
+ * come to the end of the last but one. */
 void mp_cu_sampler_begin(mp_cu_sampler *s);
 bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob);
 bool mp_cu_sampler_run(mp_cu_sampler *s, float *logits, cudaStream_t stream); /* false: noted in the device */
-const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s); /* [rows added], in their order; pinned */
+/* [rows added] in their order, of the step that was begun `ago` (0 or 1) before the last; pinned, and there once the
+ * stream has come so far. */
+const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago);
+/* Device: [max_seqs] as above. */
+const int32_t *mp_cu_sampler_tokens(const mp_cu_sampler *s);
 
 #ifdef __cplusplus
 }

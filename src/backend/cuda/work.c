@@ -26,7 +26,8 @@ struct mp_cu_lists {
     mp_cu_lists_config config;
     size_t size[N_PARTS], cap[N_PARTS], at[N_PARTS]; /* bytes of an element, elements, offset in either buffer */
     size_t n[N_PARTS];                               /* elements of this step */
-    uint8_t *host, *device;
+    uint8_t *buffers[2];                             /* in turn for one step and the next */
+    uint8_t *host, *device;                          /* host: this step's buffer */
     mp_cu_work on_device, on_host;
 
     uint32_t *cell_of;   /* [max_cells of the plan] the cell's place in the step's list; MP_NONE */
@@ -114,17 +115,20 @@ mepic_status mp_cu_lists_open(mp_cu_device *d, const mp_cu_lists_config *config,
     l->cost = mp_calloc(n, sizeof *l->cost);
     l->blocks = mp_calloc(l->cap[PART_BLOCKS], sizeof *l->blocks);
     mepic_status status = MEPIC_OK;
-    void *host = NULL, *device = NULL;
+    void *device = NULL;
     if (!l->cell_of || !l->plan_cell || !l->n_readers || !l->next || !l->order || !l->cost || !l->blocks) {
         status = mp_fail_nomem(err, "a step's lists", n * sizeof *l->cost);
-    } else if (config->on_host) {
-        host = mp_calloc(1, bytes);
-        if (!host) status = mp_fail_nomem(err, "a step's lists", bytes);
-    } else {
-        status = mp_cu_take_pinned(d, bytes, "a step's lists", &host, err);
-        if (status == MEPIC_OK) status = mp_cu_take(d, bytes, "a step's lists", &device, err);
     }
-    l->host = host;
+    for (uint32_t i = 0; i < 2 && status == MEPIC_OK; i++) {
+        void *host = NULL;
+        if (!config->on_host) {
+            status = mp_cu_take_pinned(d, bytes, "a step's lists", &host, err);
+        } else if (!(host = mp_calloc(1, bytes))) {
+            status = mp_fail_nomem(err, "a step's lists", bytes);
+        }
+        l->buffers[i] = host;
+    }
+    if (status == MEPIC_OK && !config->on_host) status = mp_cu_take(d, bytes, "a step's lists", &device, err);
     l->device = device;
     if (status != MEPIC_OK) {
         mp_cu_lists_close(l);
@@ -133,7 +137,7 @@ mepic_status mp_cu_lists_open(mp_cu_device *d, const mp_cu_lists_config *config,
     /* A bucket's rows past the step's are read too: whatever is there must be an index of some row. */
     if (device) CUDA_TRY(d, cudaMemsetAsync(device, 0, bytes, d->stream));
     for (uint32_t i = 0; i < l->max_cells; i++) l->cell_of[i] = MP_NONE;
-    l->on_host = work_in(l->host, l->at);
+    l->host = l->buffers[1];
     if (device) l->on_device = work_in(l->device, l->at);
     *out = l;
     return MEPIC_OK;
@@ -141,7 +145,7 @@ mepic_status mp_cu_lists_open(mp_cu_device *d, const mp_cu_lists_config *config,
 
 void mp_cu_lists_close(mp_cu_lists *l) {
     if (!l) return;
-    if (l->config.on_host) mp_free(l->host);
+    for (uint32_t i = 0; i < 2 && l->config.on_host; i++) mp_free(l->buffers[i]);
     mp_free(l->cell_of);
     mp_free(l->plan_cell);
     mp_free(l->n_readers);
@@ -328,9 +332,11 @@ static void add_rows(mp_cu_lists *l, const mp_step *step) {
     uint32_t *logit_rows = list(l, PART_LOGIT_ROWS), *zero = list(l, PART_ZERO_PAGES), n_logits = 0;
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const mp_row *r = &step->rows[i];
-        rows[i] = (mp_cu_row){
-            .token = r->token, .position = r->position, .index = r->index, .page = r->page, .slot = r->slot
-        };
+        rows[i] = (mp_cu_row){ .token = r->token == MP_TOKEN_SAMPLED ? -1 - (int32_t)r->seq : r->token,
+                               .position = r->position,
+                               .index = r->index,
+                               .page = r->page,
+                               .slot = r->slot };
         if (r->logits) logit_rows[n_logits++] = i;
     }
     zero[0] = step->n_zero_pages;
@@ -344,6 +350,8 @@ bool mp_cu_lists_build(mp_cu_lists *l, const mp_step *step) {
     const mp_plan *plan = step->plan;
     for (size_t i = 0; i < l->n[PART_CELLS]; i++) l->cell_of[l->plan_cell[i]] = MP_NONE;
     memset(l->n, 0, sizeof l->n);
+    l->host = l->host == l->buffers[0] ? l->buffers[1] : l->buffers[0];
+    l->on_host = work_in(l->host, l->at);
     add_rows(l, step);
 
     /* Blocks that are too few to keep the device busy are taken apart. */

@@ -1,8 +1,9 @@
 /* A step's work as the device wants it, made on the host from the step and its plan.
  *
  * Owned by the backend, used by its stepping thread once a step: build() fills the lists in pinned memory, send() puts
- * their copies on the stream. The device's lists stay where they are from step to step, so kernels and recorded graphs
- * read them through the same pointers. All memory is taken at open.
+ * their copies on the stream. Two steps may be under way: a step is built when the stream has come to the end of the
+ * last but one. The device's lists stay where they are from step to step, so kernels and recorded graphs read them
+ * through the same pointers. All memory is taken at open.
  *
  * What becomes what:
  *   a row that is the only one of its sequence: a reader of every cell it sees (decode), with a state for each; readers
