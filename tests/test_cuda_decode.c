@@ -102,6 +102,55 @@ static void test_case(void **state) {
     cuda_world_close(w);
 }
 
+/* NaN in one sequence's pages: in no other's rows, and in all of its own that see it. On one multiprocessor, so that a
+ * block of threads comes from one sequence to the next, and on all. */
+static void test_spoiled(void **state) {
+    (void)state;
+    static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
+    for (uint32_t i = 0; i < 5; i++) {
+        cuda_world_spec spec = { .seed = 31 + i,
+                                 .n_heads = 6,
+                                 .n_kv_heads = 2,
+                                 .head_dim = dims[i],
+                                 .page_size = 16u << i % 4,
+                                 .n_pairs = dims[i] / 2,
+                                 .n_sequences = 7,
+                                 .seq_rows = 2,
+                                 .private_tokens = 300,
+                                 .n_shared = 3,
+                                 .n_refs = 2,
+                                 .cell_tokens = 256 };
+        for (uint32_t kinds = 1; kinds <= 3; kinds++) {
+            cuda_world *w;
+            cuda_world_open(&spec, &w);
+            assert_int_equal(mp_cu_attend_open(0), cudaSuccess);
+            mp_cu_attend *a = cuda_world_attend(w);
+            uint32_t n_rows = cuda_world_rows(w), n_sm = a->n_sm;
+            size_t bytes = (size_t)n_rows * spec.n_heads * spec.head_dim * 2;
+            uint16_t *before = malloc(bytes), *after = malloc(bytes);
+            cuda_world_touch *touched = malloc(n_rows * sizeof *touched);
+            assert_true(before && after && touched);
+            run(w, before);
+            cuda_world_spoil(w, kinds, kinds, touched);
+            for (uint32_t arch = 80; arch <= device_arch; arch = arch < device_arch ? device_arch : UINT32_MAX) {
+                a->arch = arch;
+                for (int few = 0; few < 2; few++) {
+                    a->n_sm = few ? 1 : n_sm;
+                    cuda_world_regroup(w, few ? 0 : 3);
+                    run(w, after);
+                    if (!cuda_world_contained(w, touched, before, after)) {
+                        fail_msg("head_dim %u, kinds %u, arch %u, %u SMs", dims[i], kinds, arch, a->n_sm);
+                    }
+                }
+            }
+            free(before);
+            free(after);
+            free(touched);
+            cuda_world_close(w);
+        }
+    }
+}
+
 static void test_no_work(void **state) {
     (void)state; /* a launch over no work leaves everything as it is */
     cuda_world_spec spec = cases[0].spec;
@@ -121,9 +170,10 @@ int main(int argc, char **argv) {
     }
     only_small = argc > 1 && !strcmp(argv[1], "small");
     enum { N_CASES = sizeof cases / sizeof *cases };
-    struct CMUnitTest tests[N_CASES + 1];
+    struct CMUnitTest tests[N_CASES + 2];
     size_t n = 0;
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_no_work);
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_spoiled);
     for (size_t i = 0; i < N_CASES; i++) {
         if (only_small && !cases[i].small) continue;
         tests[n++] = (struct CMUnitTest){ cases[i].name, test_case, NULL, NULL, (void *)(uintptr_t)&cases[i] };

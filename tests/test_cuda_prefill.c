@@ -181,6 +181,45 @@ static void test_pages_and_pairs(void **state) {
     }
 }
 
+/* NaN in one sequence's pages: in no other's rows, and in all of its own that see it. On one multiprocessor, so that a
+ * block of threads comes from one sequence to the next, and on all. */
+static void test_spoiled(void **state) {
+    (void)state;
+    static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
+    for (uint32_t i = 0; i < 5; i++) {
+        cuda_world_spec spec = base_spec(600 + i);
+        spec.head_dim = dims[i];
+        spec.n_pairs = dims[i] / 2 - 8 * (i % 2);
+        spec.n_sequences = 4;
+        spec.private_tokens = 300;
+        spec.page_size = 16u << i % 4;
+        spec.cell_tokens = 192;
+        for (uint32_t kinds = 1; kinds <= 3; kinds++) {
+            cuda_world *w;
+            cuda_world_open(&spec, &w);
+            mp_cu_attend *a = cuda_world_attend(w);
+            uint32_t n_sm = a->n_sm;
+            result before = run(w, 16, 80);
+            cuda_world_touch *touched = malloc(cuda_world_rows(w) * sizeof *touched);
+            assert_non_null(touched);
+            cuda_world_spoil(w, kinds, kinds, touched);
+            for (uint32_t arch = 80; arch <= device_arch; arch = arch < device_arch ? device_arch : UINT32_MAX) {
+                for (int few = 0; few < 2; few++) {
+                    a->n_sm = few ? 1 : n_sm;
+                    result after = run(w, 16, arch);
+                    if (!cuda_world_contained(w, touched, before.out, after.out)) {
+                        fail_msg("head_dim %u, kinds %u, arch %u, %u SMs", dims[i], kinds, arch, a->n_sm);
+                    }
+                    free(after.out);
+                }
+            }
+            free(before.out);
+            free(touched);
+            cuda_world_close(w);
+        }
+    }
+}
+
 /* No blocks at all, and more thread blocks than units. */
 static void test_nothing(void **state) {
     (void)state;
@@ -210,7 +249,7 @@ int main(int argc, char **argv) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_head_dims),       cmocka_unit_test(test_groups),  cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_pages_and_pairs), cmocka_unit_test(test_nothing),
+        cmocka_unit_test(test_pages_and_pairs), cmocka_unit_test(test_spoiled), cmocka_unit_test(test_nothing),
     };
     return cmocka_run_group_tests_name("cuda_prefill", tests, NULL, NULL);
 }

@@ -501,6 +501,42 @@ static void store_saturates(void **state) {
     free_store(&w);
 }
 
+/* A NaN in a token's value is one in its key, and in no value: rows that do not see the token multiply it by 0. */
+static void store_keeps_nan_in_the_key(void **state) {
+    (void)state;
+    static const store_case cases[] = { { 64, 3, 2, 64, 16, true, true, false },
+                                        { 96, 2, 2, 96, 16, false, false, true },
+                                        { 256, 2, 2, 128, 32, true, false, false } };
+    enum { ROW = 4, COLUMN = 21 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (uint32_t bucket = STORED; bucket <= STORE_BUCKET; bucket += STORE_BUCKET - STORED) {
+            store_world w;
+            uint16_t *q, *q_nan, hd = (uint16_t)cases[i].head_dim;
+            uint8_t *slab, *slab_nan;
+            make_store(&w, &cases[i]);
+            run_store(&w, 0, STORED, bucket, &q, &slab);
+            w.qkv[ROW * w.width + (cases[i].n_heads + 3) * hd + COLUMN] = 0x7fc0; /* value of the second kv head */
+            run_store(&w, 0, STORED, bucket, &q_nan, &slab_nan);
+            uint8_t *token = slab + w.rows[ROW].page * w.page_bytes + (LAYER * 2 + 1) * w.block_bytes +
+                             w.rows[ROW].slot / 8 * 8 * hd * 4;
+            for (uint32_t d = 0; d < hd; d++) {
+                size_t at = (size_t)(token - slab) + offset_in_group(hd, w.rows[ROW].slot % 8, d);
+                uint16_t key;
+                memcpy(&key, slab_nan + at, 2);
+                assert_true((key & 0x7fff) > 0x7f80);
+                memcpy(slab + at, &key, 2); /* as it must be, for the comparison below */
+            }
+            memset(token + 8 * hd * 2 + offset_in_group(hd, w.rows[ROW].slot % 8, COLUMN), 0, 2);
+            assert_memory_equal(slab, slab_nan, PAGES * w.page_bytes);
+            free(q);
+            free(q_nan);
+            free(slab);
+            free(slab_nan);
+            free_store(&w);
+        }
+    }
+}
+
 /* ---- Pages ------------------------------------------------------------------------------------------------------- */
 
 static void zero_pages(void **state) {
@@ -534,10 +570,15 @@ int main(void) {
     if (mp_cu_device_count() == 0) return 77;
     random_numbers = rng_open(20261124);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(dequantize),      cmocka_unit_test(quantize),
-        cmocka_unit_test(embed),           cmocka_unit_test(norm),
-        cmocka_unit_test(swiglu),          cmocka_unit_test(store),
-        cmocka_unit_test(store_saturates), cmocka_unit_test(zero_pages),
+        cmocka_unit_test(dequantize),
+        cmocka_unit_test(quantize),
+        cmocka_unit_test(embed),
+        cmocka_unit_test(norm),
+        cmocka_unit_test(swiglu),
+        cmocka_unit_test(store),
+        cmocka_unit_test(store_saturates),
+        cmocka_unit_test(zero_pages),
+        cmocka_unit_test(store_keeps_nan_in_the_key),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,6 +14,7 @@
 
 #include "support/random.h"
 #include "support/rig.h"
+#include "schedule/request.h"
 #include "support/models.h"
 
 enum { N_LIBRARY = 32, CHUNK_MIN = 64, CHUNK_MAX = 112, MAX_PROMPT = 1600, PER_PROMPT = 8, BATCH = 32 };
@@ -425,6 +426,43 @@ static void the_next_turn_computes_only_its_new_tokens(void **state) {
     rig_close(e);
 }
 
+/* One request's first page becomes NaN while it decodes, before and while others are computed: its own logits are NaN
+ * from then on (the rig takes token 0), and nobody else has other bits, or finds a trace of it later in the pool. */
+static void a_nan_stays_with_its_request(void **state) {
+    (void)state;
+    rng r = rng_open(41);
+    enum { N = 6 };
+    prompt prompts[N];
+    uint64_t alone[N];
+    rig_options o = usual();
+    o.n_pages = 512;
+    for (uint32_t i = 0; i < N; i++) prompts[i] = *random_prompt(&r, 1 + i % 3);
+    for (uint32_t i = 0; i < N; i++) alone[i] = hash_alone(&prompts[i], o, MEPIC_REUSE_NONE, 0, 12);
+    rig *e = rig_open(&o);
+    for (uint32_t victim = 0; victim < 2; victim++) {
+        rig_request q[N];
+        mepic_error err;
+        for (uint32_t i = 0; i < N; i++) q[i] = request_of(&prompts[i], MEPIC_REUSE_NONE, 0, 12);
+        for (uint32_t i = 0; i <= victim; i++) assert_int_equal(rig_submit(e, &q[i], &err), MEPIC_OK);
+        while (q[victim].n_got < 2) rig_step(e);
+        size_t bytes = e->backend->ops->page_bytes(e->backend);
+        void *page = malloc(bytes);
+        assert_non_null(page);
+        memset(page, 0xff, bytes);
+        assert_true(e->backend->ops->page_write(e->backend, q[victim].handle->stream.pages[0], page));
+        free(page);
+        for (uint32_t i = victim + 1; i < N; i++) assert_int_equal(rig_submit(e, &q[i], &err), MEPIC_OK);
+        rig_drain(e);
+        for (uint32_t i = 0; i < N; i++) {
+            assert_true(q[i].done);
+            if (i != victim) assert_int_equal(q[i].hash, alone[i]);
+        }
+        for (uint32_t k = 2; k < q[victim].n_got; k++) assert_int_equal(q[victim].reply[k], 0);
+        for (uint32_t i = 0; i < N; i++) request_free(&q[i]);
+    }
+    rig_close(e);
+}
+
 int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         real |= strcmp(argv[i], "model") == 0;
@@ -450,6 +488,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(an_edited_document_reuses_every_page_before_the_edit),
         cmocka_unit_test(the_next_turn_computes_only_its_new_tokens),
         cmocka_unit_test(many_requests_hold_the_pages_counted_on_paper),
+        cmocka_unit_test(a_nan_stays_with_its_request),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     tiny_models_close();

@@ -130,14 +130,14 @@ static uint32_t add_cell(cuda_world *w, uint32_t n_tokens) {
 static void fill_cell(cuda_world *w, uint32_t cell) {
     const mp_cu_cell *c = &w->cells[cell];
     uint32_t page_size = w->spec.page_size, hd = w->spec.head_dim;
-    for (uint32_t i = 0; i < (c->n_tokens + page_size - 1) / page_size * page_size; i++) {
+    for (uint32_t i = 0; i < c->n_tokens; i++) { /* the rest of its last page stays NaN */
         uint8_t *page = w->slab + w->pages[c->first_page + i / page_size] * w->page_bytes;
         for (uint32_t h = 0; h < w->spec.n_kv_heads; h++) {
             uint8_t *block = page + (LAYER * w->spec.n_kv_heads + h) * w->block_bytes;
             for (uint32_t d = 0; d < 2 * hd; d++) {
                 uint16_t x = to_bf16(random_normal(&w->random));
                 memcpy(block + element(hd, i % page_size, d % hd, d >= hd), &x, 2);
-                if (i < c->n_tokens) w->kv[kv_at(w, cell, h, d >= hd, i) + d % hd] = from_bf16(x);
+                w->kv[kv_at(w, cell, h, d >= hd, i) + d % hd] = from_bf16(x);
             }
         }
     }
@@ -429,6 +429,59 @@ void cuda_world_read(cuda_world *w, uint16_t *out) {
                 counts.done);
         exit(1);
     }
+}
+
+/* ---- Spoiling ---------------------------------------------------------------------------------------------------- */
+
+static void spoil_cell(cuda_world *w, uint32_t cell, uint32_t kinds) {
+    uint32_t hd = w->spec.head_dim;
+    for (uint32_t i = 0; i < w->cells[cell].n_tokens; i++) {
+        uint8_t *page = w->slab + w->pages[w->cells[cell].first_page + i / w->spec.page_size] * w->page_bytes;
+        for (uint32_t h = 0; h < w->spec.n_kv_heads; h++) {
+            uint8_t *block = page + (LAYER * w->spec.n_kv_heads + h) * w->block_bytes;
+            for (uint32_t d = 0; d < 2 * hd; d++) {
+                if (kinds & (d < hd ? CUDA_SPOIL_KEYS : CUDA_SPOIL_VALUES)) {
+                    memset(block + element(hd, i % w->spec.page_size, d % hd, d >= hd), 0xff, 2);
+                }
+            }
+        }
+    }
+}
+
+static bool sees_any(const cuda_world *w, const sequence *s, uint32_t row, const mp_cu_ref *ref) {
+    for (int32_t i = ref->lo; i < edge_of(s, row, ref); i++) {
+        if (ref->mask >> ((uint32_t)i / w->spec.page_size) & 1) return true;
+    }
+    return false;
+}
+
+void cuda_world_spoil(cuda_world *w, uint32_t index, uint32_t kinds, cuda_world_touch *touched) {
+    const sequence *s = &w->sequences[index];
+    for (uint32_t r = 0; r < w->n_rows; r++) touched[r] = CUDA_WORLD_UNTOUCHED;
+    for (uint32_t i = 0; i < s->n_rows; i++) touched[s->first_row + i] = CUDA_WORLD_BESIDE;
+    for (uint32_t k = 0; k < s->n_sights; k++) {
+        const mp_cu_ref *ref = &s->sights[k].ref;
+        if (ref->shared) continue;
+        spoil_cell(w, ref->cell, kinds);
+        for (uint32_t i = 0; i < s->n_rows; i++) {
+            if (sees_any(w, s, i, ref)) touched[s->first_row + i] = CUDA_WORLD_SEES;
+        }
+    }
+    CHECK(cudaMemcpy((void *)w->attend.slab, w->slab, w->n_pages * w->page_bytes, cudaMemcpyHostToDevice));
+}
+
+bool cuda_world_contained(const cuda_world *w, const cuda_world_touch *touched, const uint16_t *before,
+                          const uint16_t *after) {
+    size_t width = (size_t)w->spec.n_heads * w->spec.head_dim;
+    for (size_t i = 0; i < w->n_rows * width; i++) {
+        cuda_world_touch touch = touched[i / width];
+        bool is_nan = (after[i] & 0x7fff) > 0x7f80;
+        if (touch == CUDA_WORLD_SEES ? is_nan : touch == CUDA_WORLD_BESIDE || after[i] == before[i]) continue;
+        fprintf(stderr, "row %zu, column %zu: %04x after %04x; the row %s what was spoiled\n", i / width, i % width,
+                after[i], before[i], touch == CUDA_WORLD_SEES ? "sees" : "does not see");
+        return false;
+    }
+    return true;
 }
 
 /* ---- The reference ----------------------------------------------------------------------------------------------- */

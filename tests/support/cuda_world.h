@@ -3,8 +3,8 @@
  * A world has sequences with rows at the end of their private streams, and cells that several sequences read at
  * different bases. The same rows are there as decode work (items, readers, folds) and as prefill work (blocks, refs),
  * so both must give the bits that cuda_world_expect approximates. Pages are of two layers and lie in random order; the
- * kernels get the second. What no cell uses is NaN: a page, the other layer; slots behind a cell's last token in its
- * last page are numbers. An error of CUDA or of memory ends the program with a message.
+ * kernels get the second. What no cell uses is NaN: a page, the other layer, slots behind a cell's last token in its
+ * last page. An error of CUDA or of memory ends the program with a message.
  *
  * Typical use:  cuda_world_open(&spec, &w); mp_cu_attend_open(0); cuda_world_poison(w);
  *               mp_cu_attend_decode(cuda_world_attend(w), 0); mp_cu_attend_fold(cuda_world_attend(w), 0);
@@ -52,6 +52,18 @@ void cuda_world_read(cuda_world *w, uint16_t *out);
 const double *cuda_world_expect(cuda_world *w);
 /* ||out - expected|| / ||expected|| over everything; *worst: the largest of one (row, head). NaN if there is one. */
 double cuda_world_error(cuda_world *w, const uint16_t *out, double *worst);
+/* Makes NaN of keys, values or both in the private cells of a sequence, and says what that is to each row. */
+enum { CUDA_SPOIL_KEYS = 1, CUDA_SPOIL_VALUES = 2 };
+typedef enum cuda_world_touch {
+    CUDA_WORLD_UNTOUCHED, /* of another sequence: must have the same bits */
+    CUDA_WORLD_BESIDE,    /* of the sequence, but sees none of it: anything */
+    CUDA_WORLD_SEES,      /* must be NaN, all of it */
+} cuda_world_touch;
+void cuda_world_spoil(cuda_world *w, uint32_t sequence, uint32_t kinds, cuda_world_touch *touched); /* [rows] */
+/* Whether outputs before and after are so; else a line on stderr. */
+bool cuda_world_contained(const cuda_world *w, const cuda_world_touch *touched, const uint16_t *before,
+                          const uint16_t *after);
+
 /* Prefill blocks again, with this many rows each. */
 void cuda_world_reblock(cuda_world *w, uint32_t block_rows);
 

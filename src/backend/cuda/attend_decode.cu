@@ -28,7 +28,7 @@ struct tile {
     uint32_t kv_head, group, n_readers, n_rows;
     uint32_t first_stage, end_stage;
     const uint32_t *pages;
-    uint32_t n_paged; /* tokens up to the end of the last page */
+    uint32_t n_tokens; /* of the cell */
     uint32_t shift;
 };
 
@@ -53,7 +53,7 @@ __device__ __forceinline__ void fetch(const mp_cu_attend &a, const tile &t, shar
 #pragma unroll
         for (uint32_t i = 0; i < D / 16; i++) {
             uint32_t unit = i * THREADS + threadIdx.x, group = unit / D, key = e / 2 * 64 + group * 8;
-            bool there = key < t.n_paged;
+            bool there = key + mp_kv_token<D>(unit % D) < t.n_tokens; /* behind the cell's end: zeros */
             uint32_t page = there ? __ldg(&t.pages[key >> t.shift]) : 0;
             const uint8_t *from = base + page * a.page_bytes + (key & in_page) / 8 * (D * 32) + unit % D * 16;
             mp_copy16(to + unit * 16, there ? from : a.slab, there);
@@ -212,7 +212,7 @@ __device__ __forceinline__ void store(const mp_cu_attend &a, const tile &t, cons
         if (row >= t.n_rows) continue;
         uint32_t reader = row / t.group;
         size_t at = (size_t)sh.slot[reader] * a.n_heads + t.kv_head * t.group + (row - reader * t.group);
-        float l = st.l[2 * h], inverse = l > 0.0f ? mp_inverse(l) : 0.0f;
+        float l = st.l[2 * h], inverse = mp_inverse(l);
         if ((!NARROW || warp == 0) && (lane & 3) == 0) ((float2 *)a.partial_ml)[at] = make_float2(st.m[h], l);
 #pragma unroll
         for (int i = 0; i < state<D, NARROW>::PAIRS; i++) {
@@ -220,8 +220,7 @@ __device__ __forceinline__ void store(const mp_cu_attend &a, const tile &t, cons
             if (pair >= D / 16) break;
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                __half2 x = __halves2half2(mp_partial(st.o[i][n][2 * h], inverse),
-                                           mp_partial(st.o[i][n][2 * h + 1], inverse));
+                __half2 x = mp_partial(st.o[i][n][2 * h], st.o[i][n][2 * h + 1], inverse);
                 *(__half2 *)(a.partial_o + at * D + pair * 16 + n * 8 + (lane & 3) * 2) = x;
             }
         }
@@ -274,7 +273,7 @@ template <int D> __global__ void __launch_bounds__(THREADS) attend_decode(const 
         mp_cu_cell cell = a.work.cells[item.cell];
         t.kv_head = unit % a.n_kv_heads;
         t.pages = a.work.pages + cell.first_page;
-        t.n_paged = (cell.n_tokens + a.page_size - 1) >> t.shift << t.shift;
+        t.n_tokens = cell.n_tokens;
         for (uint32_t first = 0; first < item.n_readers; first += t.n_readers) {
             t.n_readers = min(TILE_ROWS / t.group, item.n_readers - first);
             t.n_rows = t.n_readers * t.group;

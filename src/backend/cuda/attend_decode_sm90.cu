@@ -30,7 +30,7 @@ struct tile {
     uint32_t first_reader;
     uint16_t n_readers, kv_head; /* n_readers 0: the end */
     uint16_t first_stage, end_stage;
-    uint32_t n_paged; /* tokens of the cell up to the end of its last page */
+    uint32_t n_tokens; /* of the cell */
 };
 
 template <int D> struct shared {
@@ -85,7 +85,7 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
             t.n_readers = (uint16_t)((left + n_tiles - 1) / n_tiles);
             t.first_reader = first;
             t.kv_head = (uint16_t)kv_head;
-            t.n_paged = (cell.n_tokens + a.page_size - 1) >> shift << shift;
+            t.n_tokens = cell.n_tokens;
 #pragma unroll
             for (uint32_t i = lane; i < TILE_READERS; i += 32) {
                 if (i >= t.n_readers) break;
@@ -93,7 +93,7 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
                 hi = max(hi, (uint32_t)a.work.readers[first + i].hi);
             }
             const uint32_t *pages = a.work.pages + cell.first_page;
-            for (uint32_t i = lane; i < t.n_paged >> shift; i += 32) sh.pages[n % N_LISTS][i] = pages[i];
+            for (uint32_t i = lane; i << shift < t.n_tokens; i += 32) sh.pages[n % N_LISTS][i] = pages[i];
             t.first_stage = (uint16_t)(__reduce_min_sync(~0u, lo) / 64);
             t.end_stage = (uint16_t)((__reduce_max_sync(~0u, hi) + 63) / 64);
             first += t.n_readers;
@@ -114,16 +114,6 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
     if (lane == 0) mp_leave_grid(&a.work.counts->next_unit, &a.work.counts->done, gridDim.x);
 }
 
-/* Zeros where a stage ends before its 64 keys: weights are 0 there, but 0 times a NaN left by others is not. */
-template <int D> __device__ void clear_rest(shared<D> &sh, uint32_t slot, uint32_t n_groups) {
-    for (uint32_t g = n_groups; g < 8; g++) {
-        uint4 *v = (uint4 *)(sh.kv[slot] + g * sh.GROUP + sh.GROUP / 2);
-        for (uint32_t i = threadIdx.x & 31; i < sh.GROUP / 32; i += 32) v[i] = make_uint4(0, 0, 0, 0);
-    }
-    mp_fence_async();
-    __syncwarp();
-}
-
 /* Warp 0. */
 template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &sh) {
     uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), count = 0;
@@ -135,16 +125,17 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
         if (!t.n_readers) break;
         const uint8_t *base = a.slab + a.layer_offset + t.kv_head * a.block_bytes;
         for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
-            uint32_t slot = count % sh.N_STAGES, key = stage * 64, n_keys = min(64u, t.n_paged - key);
+            uint32_t slot = count % sh.N_STAGES, key = stage * 64, n_keys = min(64u, t.n_tokens - key);
             uint32_t full = mp_shared(&sh.full[slot]), mine = key + lane * piece;
             mp_barrier_wait(mp_shared(&sh.empty[slot]), (count / sh.N_STAGES & 1) ^ 1);
-            if (n_keys < 64) clear_rest(sh, slot, n_keys / 8);
-            if (lane == 0) mp_barrier_expect(full, n_keys / 8 * sh.GROUP);
+            if (n_keys < 64) mp_clear_values<D>(sh.kv[slot], n_keys);
+            if (lane == 0) mp_barrier_expect(full, mp_keys_bytes<D>(n_keys));
             __syncwarp();
             if (lane * piece < n_keys) {
                 const uint8_t *from = base + sh.pages[n % N_LISTS][mine >> shift] * a.page_bytes;
                 from += (mine & (a.page_size - 1)) / 8 * sh.GROUP;
-                mp_bulk_copy(mp_shared(sh.kv[slot]) + lane * piece / 8 * sh.GROUP, from, piece / 8 * sh.GROUP, full);
+                uint32_t to = mp_shared(sh.kv[slot]) + lane * piece / 8 * sh.GROUP;
+                mp_copy_keys<D>(to, from, min(piece, n_keys - lane * piece), full);
             }
             __syncwarp();
             if (lane == 0) sh.issued = count + 1;
@@ -290,7 +281,7 @@ template <int D>
 __device__ __forceinline__ void store(const mp_cu_attend &a, const state<D> &st, const uint32_t at[2]) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float l = st.l[2 * h], inverse = l > 0.0f ? mp_inverse(l) : 0.0f;
+        float l = st.l[2 * h], inverse = mp_inverse(l);
         bool there = at[h] != ~0u;
         if (there && (threadIdx.x & 3) == 0) ((float2 *)a.partial_ml)[at[h]] = make_float2(st.m[h], l);
 #pragma unroll
@@ -299,7 +290,7 @@ __device__ __forceinline__ void store(const mp_cu_attend &a, const state<D> &st,
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float *o = &st.o[(g * 4 + i) * 4 + 2 * h];
-                __half2 pair = __halves2half2(mp_partial(o[0], inverse), mp_partial(o[1], inverse));
+                __half2 pair = mp_partial(o[0], o[1], inverse);
                 x[i] = *(const uint32_t *)&pair;
             }
             uint4 columns = gather_columns(x);
@@ -335,7 +326,7 @@ __device__ __forceinline__ void start_values(state<D> &st, const uint32_t (&p)[1
     mp_products_begin();
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D>::GROUP >> 4));
+        mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D>::GROUP >> 4), true);
         mp_product_sum(st.l, &p[4 * k], om);
     }
     mp_products_commit();

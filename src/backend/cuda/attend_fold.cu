@@ -12,7 +12,7 @@ template <int N> struct columns { /* of a partial state, f16 */
 
 template <int N>
 static __device__ __forceinline__ void fold_slot(mp_running *state, float o[N], const columns<N> &bits, float2 ml) {
-    if (!(ml.y > 0.0f)) return;
+    if (!mp_saw(ml.y)) return;
     float keep, add;
     mp_fold(state, ml.x, ml.y, &keep, &add);
     const __half2 *x = (const __half2 *)bits.x;

@@ -8,44 +8,12 @@
 
 #include "backend/cuda/fold.cuh"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/mma.cuh"
 
 /* The sm_90a path; head_dim 64 and 128 (attend_decode_sm90.cu). */
 extern "C" cudaError_t mp_cu_attend_decode_sm90(const mp_cu_attend *a, cudaStream_t stream);
 extern "C" cudaError_t mp_cu_attend_decode_sm90_open(void);
 extern "C" uint32_t mp_cu_attend_decode_sm90_readers(uint32_t group); /* of a tile */
-
-static __device__ __forceinline__ uint32_t mp_shared(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-/* 16 bytes to shared memory; zeros when `there` is false. */
-static __device__ __forceinline__ void mp_copy16(uint32_t to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-static __device__ __forceinline__ void mp_copy_commit(void) {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* All but the last n groups of this thread have arrived. */
-template <int n> static __device__ __forceinline__ void mp_copy_wait(void) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
-}
-
-/* d += a b, 16x8x16: rows lane / 4 and lane / 4 + 8 of d, columns lane % 4 * 2 and the next. */
-static __device__ __forceinline__ void mp_mma(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-#define MP_BF16_ONES 0x3f803f80u /* a column of ones, in pairs */
-
-static __device__ __forceinline__ uint32_t mp_pack(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&pair;
-}
 
 /* Which of the 64 keys from `key` on a reader sees; window: lo, hi in the upper half; pages of 1 << shift tokens. */
 static __device__ __forceinline__ uint64_t mp_seen(uint32_t window, uint64_t mask, uint32_t key, uint32_t shift) {

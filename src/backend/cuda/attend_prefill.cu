@@ -65,18 +65,19 @@ template <int D> struct state {
     float l[4]; /* [0] and [2]; the others are the same sums */
 };
 
-/* Keys and values of the walk's stage on their way to shared memory; pieces behind the cell's end stay as they are. */
+/* Keys and values of the walk's stage on their way to shared memory; zeros behind the cell's end. */
 template <int D>
 static __device__ __forceinline__ void fetch(const mp_cu_attend *a, const mp_walk *w, size_t offset, uint32_t to) {
     constexpr uint32_t units = shape<D>::HALF / 8; /* of 16 bytes in a group */
 #pragma unroll 8
     for (uint32_t i = threadIdx.x; i < 8 * units; i += THREADS) {
         uint32_t group = i / units, key = (uint32_t)w->key + group * 8;
-        if ((int32_t)key >= w->n_tokens) break;
-        uint32_t page = key / a->page_size, in = (key - page * a->page_size) / 8;
+        bool there = (int32_t)(key + mp_kv_token<D>(i % units % D)) < w->n_tokens;
+        uint32_t page = there ? key / a->page_size : 0, in = there ? (key - page * a->page_size) / 8 : 0;
         const uint8_t *from = a->slab + (size_t)__ldg(w->pages + page) * a->page_bytes + offset +
                               (size_t)in * (2 * shape<D>::HALF) + i % units * 16;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 16), "l"(from) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + i * 16), "l"(from), "r"(there ? 16 : 0)
+                     : "memory");
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -183,15 +184,14 @@ static __device__ __forceinline__ void fold(const state<D> *t, mp_running run[2]
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float l = t->l[2 * h], keep, add;
-        if (!(l > 0.0f)) continue;
+        if (!mp_saw(l)) continue;
         mp_fold(&run[h], t->m[h], l, &keep, &add);
         float inverse = mp_inverse(l);
 #pragma unroll
         for (int n = 0; n < shape<D>::COLUMNS / 8; n++) {
-#pragma unroll
-            for (int i = 2 * h; i < 2 * h + 2; i++) {
-                o[n][i] = mp_fold_o(o[n][i], keep, __half2float(mp_partial(t->o[n][i], inverse)), add);
-            }
+            float2 cell = __half22float2(mp_partial(t->o[n][2 * h], t->o[n][2 * h + 1], inverse));
+            o[n][2 * h] = mp_fold_o(o[n][2 * h], keep, cell.x, add);
+            o[n][2 * h + 1] = mp_fold_o(o[n][2 * h + 1], keep, cell.y, add);
         }
     }
 }
@@ -220,7 +220,7 @@ static __device__ __forceinline__ void write(const mp_cu_attend *a, const unit *
     for (int h = 0; h < 2; h++) {
         uint32_t i = u->first + m + 8 * h, row = i / u->group, head = u->head * u->group + i % u->group;
         if (row >= u->block.n_rows) continue;
-        float inverse = run[h].l > 0.0f ? mp_inverse(run[h].l) : 0.0f;
+        float inverse = mp_inverse(run[h].l);
         mp_bf16 *out = a->out + ((size_t)(u->block.first_row + row) * a->n_heads + head) * D +
                        split * shape<D>::COLUMNS + (lane & 3) * 2;
 #pragma unroll
@@ -299,10 +299,6 @@ static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_consta
     extern __shared__ __align__(1024) uint8_t smem[];
     __shared__ uint32_t next;
     const uint32_t group = a.n_heads / a.n_kv_heads, n_units = a.work.counts->n_blocks * a.n_kv_heads;
-    /* What a stage leaves of the one before it gets weight 0, and must be a number for that. */
-    for (uint32_t i = threadIdx.x; i < (shape<D>::QUERIES + ring * shape<D>::STAGE) / 16; i += THREADS) {
-        ((uint4 *)smem)[i] = make_uint4(0, 0, 0, 0);
-    }
     for (;;) {
         if (threadIdx.x == 0) next = mp_take_unit(a.work.counts, n_units, gridDim.x);
         __syncthreads();

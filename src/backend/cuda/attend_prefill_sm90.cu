@@ -14,6 +14,7 @@
  * Between two products the compiler (13.0) must see every wait in the iteration that issued what is waited for, and no
  * branch that touches an accumulator; else it waits after each product (warnings C7514, C7518). */
 #include "backend/cuda/attend_block.cuh"
+#include "backend/cuda/wgmma.cuh"
 
 #define CONSUMERS 256
 #define TURNERS 96
@@ -57,118 +58,26 @@ template <int D> struct shared {
     uint64_t turned, loaded; /* queries are in shared memory; are in registers */
 };
 
-/* ---- Barriers ---------------------------------------------------------------------------------------------------- */
-
-static __device__ __forceinline__ uint32_t address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-static __device__ __forceinline__ void barrier_init(uint64_t *b, uint32_t count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address(b)), "r"(count) : "memory");
-}
-
-static __device__ __forceinline__ void barrier_arrive(uint64_t *b) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(address(b)) : "memory");
-}
-
-static __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address(b)), "r"(bytes) : "memory");
-}
-
-static __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t phase) {
-    uint32_t done = 0;
-    while (!done) {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(address(b)), "r"(phase)
-                     : "memory");
-    }
-}
-
-static __device__ __forceinline__ void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *b) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address(to)),
-        "l"(from), "r"(bytes), "r"(address(b))
-        : "memory");
-}
-
 /* ---- Products ---------------------------------------------------------------------------------------------------- */
 
-static __device__ __forceinline__ void product_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-static __device__ __forceinline__ void product_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-template <int N> static __device__ __forceinline__ void product_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-
-/* An operand in shared memory, panels of 128 bytes in the 128-byte swizzle. leap: between panels; step: between groups
- * of 8 keys. */
-static __device__ __forceinline__ uint64_t operand(uint32_t at, uint32_t leap, uint32_t step) {
-    return (uint64_t)(at >> 4 & 0x3fff) | (uint64_t)(leap >> 4) << 16 | (uint64_t)(step >> 4) << 32 | 1ull << 62;
-}
-
-#define C8(c, i)                                                                                                       \
-    "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]),        \
-        "+f"(c[i + 7])
-
-/* c [64, 64] (+)= a [64, 16] b [64, 16]^T: scores. */
-static __device__ __forceinline__ void product_keys(float c[32], const uint32_t a[4], uint64_t b, int add) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
-                 : C8(c, 0), C8(c, 8), C8(c, 16), C8(c, 24)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-
-/* c [64, 64] (+)= a [64, 16] b [16, 64]: values of head_dim 64. */
-static __device__ __forceinline__ void product_values(float (&c)[32], const uint32_t a[4], uint64_t b, int add) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
-                 : C8(c, 0), C8(c, 8), C8(c, 16), C8(c, 24)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-
-/* c [64, 128] (+)= a [64, 16] b [16, 128]: values of head_dim 128. */
-static __device__ __forceinline__ void product_values(float (&c)[64], const uint32_t a[4], uint64_t b, int add) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
-                 : C8(c, 0), C8(c, 8), C8(c, 16), C8(c, 24), C8(c, 32), C8(c, 40), C8(c, 48), C8(c, 56)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-
 template <int D>
-static __device__ __forceinline__ void issue_scores(float s[32], const uint32_t q[D / 16][4], const uint8_t *stage) {
-    uint64_t keys = operand(address(stage), 0, shape<D>::GROUP);
-    product_fence();
+static __device__ __forceinline__ void issue_scores(float (&s)[32], const uint32_t q[D / 16][4], const uint8_t *stage) {
+    uint64_t keys = mp_matrix(mp_shared(stage), shape<D>::GROUP, 0);
+    mp_products_begin();
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) product_keys(s, q[k], keys + (k / 4 * 1024 + k % 4 * 32) / 16, k > 0);
-    product_commit();
+    for (int k = 0; k < D / 16; k++) mp_product_qk(s, q[k], keys + (k / 4 * 1024 + k % 4 * 32) / 16, k > 0);
+    mp_products_commit();
 }
 
 /* o += p v, or o = p v. */
 template <int D>
 static __device__ __forceinline__ void issue_values(float (&o)[D / 2], const uint32_t p[4][4], const uint8_t *stage,
                                                     int add) {
-    uint64_t values = operand(address(stage) + shape<D>::HALF, 1024, shape<D>::GROUP);
-    product_fence();
+    uint64_t values = mp_matrix(mp_shared(stage) + shape<D>::HALF, shape<D>::GROUP, 1024);
+    mp_products_begin();
 #pragma unroll
-    for (int k = 0; k < 4; k++) product_values(o, p[k], values + k * (2 * shape<D>::GROUP / 16), k > 0 ? 1 : add);
-    product_commit();
+    for (int k = 0; k < 4; k++) mp_product_pv(o, p[k], values + k * (2 * shape<D>::GROUP / 16), k > 0 ? 1 : add);
+    mp_products_commit();
 }
 
 /* ---- Producer ---------------------------------------------------------------------------------------------------- */
@@ -199,9 +108,8 @@ static __device__ void write_nothing(const mp_cu_attend *a, const mp_cu_block *b
 template <int D>
 static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const mp_cu_block *b, uint32_t head,
                                     uint32_t shift, cursor *at) {
-    const uint32_t lane = threadIdx.x & 31, bytes = (shape<D>::GROUP / 8) << shift;
+    const uint32_t lane = threadIdx.x & 31, ahead = lane << shift; /* ahead: of the lane's keys in a stage */
     const uint8_t *slab = a->slab + a->layer_offset + head * a->block_bytes;
-    const uint64_t own = lane << shift < 64 ? mp_bits(0, 1 << shift) << (lane << shift) : 0; /* keys of a stage */
     uint64_t piece[2] = { 0, 0 };
     mp_walk w;
     int32_t base = 0;
@@ -218,20 +126,24 @@ static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const 
         }
         const uint32_t index = ((uint32_t)w.key >> shift) + lane;
         uint64_t low = __shfl_sync(~0u, piece[0], index & 31), high = __shfl_sync(~0u, piece[1], index & 31);
-        const bool mine = (w.stage.seen & own) != 0, turn = first || (w.stage.new_cell && w.stage.base != base);
-        const uint32_t n_pieces = __popc(__ballot_sync(~0u, mine));
+        const uint32_t n_keys = min(w.n_tokens - w.key, (int32_t)MP_CU_STAGE_TOKENS);
+        const bool turn = first || (w.stage.new_cell && w.stage.base != base);
         base = w.stage.base;
-        barrier_wait(&sh->empty[at->slot], at->phase ^ 1);
+        mp_barrier_wait(mp_shared(&sh->empty[at->slot]), at->phase ^ 1);
+        if (n_keys < MP_CU_STAGE_TOKENS) mp_clear_values<D>(sh->ring[at->slot], n_keys);
         if (lane == 0) {
             uint32_t flags = (w.stage.shared ? SHARED : 0) | (w.stage.whole ? WHOLE : 0) |
                              (w.stage.new_cell ? NEW_CELL : 0) | (turn ? NEW_QUERIES : 0) | (first ? NEW_UNIT : 0);
             note n = { w.stage.seen, w.stage.edge, flags, b->first_row, b->n_rows, head, base };
             sh->notes[at->slot] = n;
-            barrier_expect(&sh->full[at->slot], n_pieces * bytes);
+            mp_barrier_expect(mp_shared(&sh->full[at->slot]), mp_keys_bytes<D>(n_keys));
         }
         __syncwarp();
-        const void *from = (const void *)(index < 32 ? low : high);
-        if (mine) copy_bulk(sh->ring[at->slot] + lane * bytes, from, bytes, &sh->full[at->slot]);
+        if (ahead < n_keys) { /* seen or not: what stays in the ring may be NaN */
+            uint32_t to = mp_shared(sh->ring[at->slot]) + ahead / 8 * shape<D>::GROUP;
+            mp_copy_keys<D>(to, (const uint8_t *)(index < 32 ? low : high), min(n_keys - ahead, 1u << shift),
+                            mp_shared(&sh->full[at->slot]));
+        }
         advance(at, shape<D>::RING);
     }
     if (first) write_nothing(a, b, head, lane);
@@ -244,10 +156,10 @@ template <int D> static __device__ __forceinline__ ticket take(const mp_cu_atten
     unit = __shfl_sync(~0u, unit, 0);
     ticket t = { { 0, 0, 0, 0 }, unit % a->n_kv_heads, unit >= n_units };
     if (!t.end) t.block = a->work.blocks[unit / a->n_kv_heads];
-    barrier_wait(&sh->read[at->slot], at->phase ^ 1);
+    mp_barrier_wait(mp_shared(&sh->read[at->slot]), at->phase ^ 1);
     if (lane == 0) {
         sh->tickets[at->slot] = t;
-        barrier_arrive(&sh->posted[at->slot]);
+        mp_barrier_arrive(mp_shared(&sh->posted[at->slot]));
     }
     advance(at, TICKETS);
     return t;
@@ -261,10 +173,10 @@ template <int D> static __device__ __forceinline__ void produce(const mp_cu_atte
         next = take(a, sh, &tickets); /* the turners look ahead */
         produce_unit<D>(a, sh, &now.block, now.head, shift, &at);
     }
-    barrier_wait(&sh->empty[at.slot], at.phase ^ 1);
+    mp_barrier_wait(mp_shared(&sh->empty[at.slot]), at.phase ^ 1);
     if ((threadIdx.x & 31) == 0) {
         sh->notes[at.slot].flags = END;
-        barrier_arrive(&sh->full[at.slot]);
+        mp_barrier_arrive(mp_shared(&sh->full[at.slot]));
     }
 }
 
@@ -276,10 +188,11 @@ static __device__ __forceinline__ void copy_queries(const mp_queries *s, uint8_t
     for (uint32_t i = thread; i < s->n * (D / 8); i += TURNERS) {
         uint32_t m = i / (D / 8), column = i % (D / 8) * 8, row = m / s->group;
         const __nv_bfloat16 *q = s->q + (size_t)row * s->stride + (m - row * s->group) * D + column;
-        uint32_t to = address(out) + m / 8 * shape<D>::HALF + mp_kv_offset(D, m % 8, column);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(q) : "memory");
+        uint32_t to = mp_shared(out) + m / 8 * shape<D>::HALF + mp_kv_offset(D, m % 8, column);
+        mp_copy16(to, q, true);
     }
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    mp_copy_commit();
+    mp_copy_wait<0>();
 }
 
 /* Queries of one unit, for base after base, each as soon as the consumers have those before in registers. */
@@ -297,7 +210,7 @@ static __device__ __forceinline__ bool turn_unit(const mp_cu_attend *a, shared<D
         if (begun && w.stage.base == q.base) continue;
         q.base = w.stage.base;
         uint32_t n = (*n_jobs)++;
-        barrier_wait(&sh->loaded, (n & 1) ^ 1);
+        mp_barrier_wait(mp_shared(&sh->loaded), (n & 1) ^ 1);
         if (!begun) {
             for (uint32_t i = thread; i < q.n; i += TURNERS) {
                 const mp_cu_row *r = &q.rows[i / group];
@@ -310,7 +223,7 @@ static __device__ __forceinline__ bool turn_unit(const mp_cu_attend *a, shared<D
         } else {
             mp_turn_queries<D>(&a->rope, &q, sh->queries, thread, TURNERS);
         }
-        barrier_arrive(&sh->turned);
+        mp_barrier_arrive(mp_shared(&sh->turned));
     }
     return begun;
 }
@@ -319,9 +232,9 @@ template <int D, bool WHOLE_ROPE>
 static __device__ __forceinline__ void turn(const mp_cu_attend *a, shared<D> *sh, uint32_t thread) {
     uint32_t n_jobs = 0, n_units = 0;
     for (cursor at = { 0, 0 };; advance(&at, TICKETS)) {
-        barrier_wait(&sh->posted[at.slot], at.phase);
+        mp_barrier_wait(mp_shared(&sh->posted[at.slot]), at.phase);
         ticket t = sh->tickets[at.slot];
-        barrier_arrive(&sh->read[at.slot]);
+        mp_barrier_arrive(mp_shared(&sh->read[at.slot]));
         if (t.end) return;
         n_units +=
             turn_unit<D, WHOLE_ROPE>(a, sh, &t, thread, &n_jobs, n_units); /* those that see nothing have no stages */
@@ -335,14 +248,9 @@ typedef struct state {
     float top[2], m[2];
 } state;
 
-static __device__ __forceinline__ uint32_t pack(float x, float y) {
-    __nv_bfloat162 v = __floats2bfloat162_rn(x, y);
-    return *(uint32_t *)&v;
-}
-
 template <int D> static __device__ __forceinline__ void load_queries(uint32_t q[D / 16][4], const uint8_t *queries) {
     const uint32_t lane = threadIdx.x & 31, row = lane & 7, upper = lane >> 4;
-    uint32_t from = address(queries) + (threadIdx.x / 32 * 2 + (lane >> 3 & 1)) * shape<D>::HALF + row * 128;
+    uint32_t from = mp_shared(queries) + (threadIdx.x / 32 * 2 + (lane >> 3 & 1)) * shape<D>::HALF + row * 128;
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -370,8 +278,8 @@ static __device__ __forceinline__ void turn_registers(uint32_t q[D / 16][4], con
                 float2 x = unpack(q[k][i]), y = unpack(q[k + D / 32][i]);
                 float2 a = mp_turned(x.x, y.x, mp_turn(t[0], delta[i & 1], rope->magnitude));
                 float2 b = mp_turned(x.y, y.y, mp_turn(t[1], delta[i & 1], rope->magnitude));
-                q[k][i] = pack(a.x, b.x);
-                q[k + D / 32][i] = pack(a.y, b.y);
+                q[k][i] = mp_pack(a.x, b.x);
+                q[k + D / 32][i] = mp_pack(a.y, b.y);
             }
         }
     } else {
@@ -381,7 +289,7 @@ static __device__ __forceinline__ void turn_registers(uint32_t q[D / 16][4], con
             for (int i = 0; i < 4; i++) {
                 float2 x = unpack(q[k][i]);
                 x = mp_turned(x.x, x.y, mp_turn(turns[8 * k + lane + i / 2 * 4], delta[i & 1], rope->magnitude));
-                q[k][i] = pack(x.x, x.y);
+                q[k][i] = mp_pack(x.x, x.y);
             }
         }
     }
@@ -445,26 +353,14 @@ static __device__ __forceinline__ void weigh(float s[32], state *t, float c, flo
  * then. */
 static __device__ __forceinline__ void take_weights(const float s[32], uint32_t p[4][4], float l[4]) {
 #pragma unroll
-    for (int i = 0; i < 16; i++) p[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < 16; i++) p[i / 4][i % 4] = mp_pack(s[2 * i], s[2 * i + 1]);
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %8}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(l[0]), "+f"(l[1]), "+f"(l[2]), "+f"(l[3])
-            : "r"(p[k][0]), "r"(p[k][1]), "r"(p[k][2]), "r"(p[k][3]), "r"(0x3f803f80u));
-    }
+    for (int k = 0; k < 4; k++) mp_mma(l, p[k], MP_BF16_ONES, MP_BF16_ONES);
 }
 
 template <int D> static __device__ __forceinline__ void rescale(float o[D / 2], const float f[2]) {
 #pragma unroll
     for (int i = 0; i < D / 2; i++) o[i] = __fmul_rn(o[i], f[i / 2 % 2]);
-}
-
-/* mp_partial of two columns. */
-static __device__ __forceinline__ float2 partial(float x, float y, float inverse) {
-    __half2 v = __floats2half2_rn(__fmul_rn(x, inverse), __fmul_rn(y, inverse)), most = __float2half2_rn(65504.0f);
-    return __half22float2(__hmin2(__hmax2(v, __hneg2(most)), most));
 }
 
 /* The unit whose rows are in the running state. */
@@ -484,16 +380,15 @@ static __device__ __forceinline__ void fold(const mp_cu_attend *a, shared<D> *sh
     for (int h = 0; h < 2; h++) {
         float l = sums[2 * h];
         keep[h] = 1.0f;
-        add[h] = inverse[h] = 0.0f;
-        if (l > 0.0f) {
-            mp_fold(&u->run[h], m[h], l, &keep[h], &add[h]);
-            inverse[h] = mp_inverse(l);
-        }
+        add[h] = 0.0f;
+        inverse[h] = mp_inverse(l);
+        if (mp_saw(l)) mp_fold(&u->run[h], m[h], l, &keep[h], &add[h]);
     }
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
         float4 r = run[n * 128]; /* anything when nothing was folded yet */
-        float2 x = partial(o[4 * n], o[4 * n + 1], inverse[0]), y = partial(o[4 * n + 2], o[4 * n + 3], inverse[1]);
+        float2 x = __half22float2(mp_partial(o[4 * n], o[4 * n + 1], inverse[0]));
+        float2 y = __half22float2(mp_partial(o[4 * n + 2], o[4 * n + 3], inverse[1]));
         o[4 * n] = mp_fold_o(u->begun ? r.x : 0.0f, keep[0], x.x, add[0]);
         o[4 * n + 1] = mp_fold_o(u->begun ? r.y : 0.0f, keep[0], x.y, add[0]);
         o[4 * n + 2] = mp_fold_o(u->begun ? r.z : 0.0f, keep[1], y.x, add[1]);
@@ -512,13 +407,13 @@ static __device__ __forceinline__ void fold(const mp_cu_attend *a, shared<D> *sh
         const uint32_t group = a->n_heads / a->n_kv_heads;
         uint32_t i = threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4 + 8 * h, row = i / group;
         if (row >= u->n_rows) continue;
-        float final = u->run[h].l > 0.0f ? mp_inverse(u->run[h].l) : 0.0f;
+        float final = mp_inverse(u->run[h].l);
         mp_bf16 *out = a->out + ((size_t)(u->first_row + row) * a->n_heads + u->head * group + i % group) * D +
                        (threadIdx.x & 3) * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; n++) {
             *(uint32_t *)(out + 8 * n) =
-                pack(__fmul_rn(o[4 * n + 2 * h], final), __fmul_rn(o[4 * n + 2 * h + 1], final));
+                mp_pack(__fmul_rn(o[4 * n + 2 * h], final), __fmul_rn(o[4 * n + 2 * h + 1], final));
         }
     }
 }
@@ -535,14 +430,14 @@ static __device__ __forceinline__ void begin_unit(unit *u, const note *n) {
 template <int D, bool WHOLE_ROPE>
 static __device__ __forceinline__ uint32_t meet(const mp_cu_attend *a, shared<D> *sh, const cursor *at,
                                                 uint32_t q[D / 16][4], uint32_t *n_jobs, uint32_t *n_units) {
-    barrier_wait(&sh->full[at->slot], at->phase);
+    mp_barrier_wait(mp_shared(&sh->full[at->slot]), at->phase);
     const note *now = &sh->notes[at->slot];
     uint32_t flags = now->flags;
     if (flags & NEW_UNIT) ++*n_units;
     if (__builtin_expect(flags & NEW_QUERIES, 0)) {
-        barrier_wait(&sh->turned, (*n_jobs)++ & 1);
+        mp_barrier_wait(mp_shared(&sh->turned), (*n_jobs)++ & 1);
         load_queries<D>(q, sh->queries);
-        if ((threadIdx.x & 31) == 0) barrier_arrive(&sh->loaded);
+        if ((threadIdx.x & 31) == 0) mp_barrier_arrive(mp_shared(&sh->loaded));
         if (WHOLE_ROPE) {
             const int2 *rows = &sh->rows[*n_units & 1][threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4];
             int32_t delta[2] = { rows[0].x - now->base, rows[8].x - now->base };
@@ -572,7 +467,7 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
     while (!(flags & END)) {
         issue_scores<D>(s, q, sh->ring[at.slot]);
         issue_values<D>(o, p, sh->ring[before], add);
-        product_wait<1>();
+        mp_products_wait<1>();
         if (__builtin_expect(!(flags & WHOLE), 0)) {
             const note *now = &sh->notes[at.slot];
             int32_t limit[2];
@@ -594,8 +489,8 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
         advance(&at, shape<D>::RING);
         /* Here, because the compiler would move the wait before the weights' arithmetic if nothing stood between. */
         uint32_t next_flags = meet<D, WHOLE_ROPE>(a, sh, &at, q, &n_jobs, &n_units);
-        product_wait<0>();
-        if (begun && leader) barrier_arrive(&sh->empty[done]);
+        mp_products_wait<0>();
+        if (begun && leader) mp_barrier_arrive(mp_shared(&sh->empty[done]));
         begun = true;
         if (__builtin_expect(flags & NEW_CELL, 0)) {
             fold<D>(a, sh, &u, old, l, o, flags & NEW_UNIT);
@@ -613,7 +508,7 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
     }
     if (!begun) return;
     issue_values<D>(o, p, sh->ring[before], add);
-    product_wait<0>();
+    mp_products_wait<0>();
     fold<D>(a, sh, &u, t.m, l, o, true);
 }
 
@@ -626,24 +521,21 @@ static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_consta
     constexpr int FEW = WHOLE_ROPE ? 72 : 88, MANY = WHOLE_ROPE ? 216 : 208;
     extern __shared__ __align__(1024) uint8_t smem[];
     shared<D> *sh = (shared<D> *)smem;
-    /* What a stage leaves of the one before it gets weight 0, and must be a number for that. */
-    for (uint32_t i = threadIdx.x; i < sizeof sh->ring / 16; i += THREADS)
-        ((uint4 *)sh->ring)[i] = make_uint4(0, 0, 0, 0);
     for (uint32_t i = threadIdx.x; i < min(a.rope.n_pairs, D / 2); i += THREADS) sh->turns[i] = a.rope.turns[i];
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < shape<D>::RING; i++) {
-            barrier_init(&sh->full[i], 1);
-            barrier_init(&sh->empty[i], CONSUMERS / 32);
+            mp_barrier_init(mp_shared(&sh->full[i]), 1);
+            mp_barrier_init(mp_shared(&sh->empty[i]), CONSUMERS / 32);
         }
         for (uint32_t i = 0; i < TICKETS; i++) {
-            barrier_init(&sh->posted[i], 1);
-            barrier_init(&sh->read[i], TURNERS);
+            mp_barrier_init(mp_shared(&sh->posted[i]), 1);
+            mp_barrier_init(mp_shared(&sh->read[i]), TURNERS);
         }
-        barrier_init(&sh->turned, TURNERS);
-        barrier_init(&sh->loaded, CONSUMERS / 32);
+        mp_barrier_init(mp_shared(&sh->turned), TURNERS);
+        mp_barrier_init(mp_shared(&sh->loaded), CONSUMERS / 32);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    mp_fence_async();
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW));

@@ -12,7 +12,12 @@
  *
  * f is the row's own; 1 when its maximum did not move. At the end of a cell the state is rounded as a stored partial is:
  * o / l to f16, (m, l) as fp32, and the cells of a sequence are folded from the left (mp_fold), in fp32, in the order of
- * its refs. Prefill does the same in registers. */
+ * its refs. Prefill does the same in registers.
+ *
+ * NaN. A row that sees a key with a NaN ends as NaN, all of it: its l is NaN, and no test takes that for 0. Another row
+ * is not touched: s of a key it does not see is replaced, not multiplied, and where its weight 0 meets a value, that is
+ * a number: a token with a NaN is stored as K of NaN and V of 0 (rows.cu), and of a stage what lies behind the cell's
+ * last token is zero. */
 #ifndef MEPIC_BACKEND_CUDA_FOLD_CUH
 #define MEPIC_BACKEND_CUDA_FOLD_CUH
 
@@ -43,13 +48,23 @@ static __device__ __forceinline__ float mp_weight(float s, float c, float m) {
     return mp_exp2(__fmaf_rn(s, c, -m));
 }
 
-/* What a cell leaves of one output: o / l, as a stored partial has it. l > 0. V beyond f16's range saturates. */
-static __device__ __forceinline__ __half mp_partial(float o, float inverse_l) {
-    return __float2half_rn(fminf(fmaxf(__fmul_rn(o, inverse_l), -65504.0f), 65504.0f));
+/* Whether a row with these weights saw something. */
+static __device__ __forceinline__ bool mp_saw(float l) {
+    return l != 0.0f; /* NaN counts */
 }
 
+/* What a cell leaves of two outputs: o / l, as a stored partial has it. V beyond f16's range saturates; NaN stays. */
+static __device__ __forceinline__ __half2 mp_partial(float x, float y, float inverse_l) {
+    uint32_t pair;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;"
+        : "=r"(pair)
+        : "f"(__fmul_rn(y, inverse_l)), "f"(__fmul_rn(x, inverse_l)));
+    return *(const __half2 *)&pair;
+}
+
+/* 1 / l; 0 of a row that saw nothing. */
 static __device__ __forceinline__ float mp_inverse(float l) {
-    return __frcp_rn(l);
+    return mp_saw(l) ? __frcp_rn(l) : 0.0f;
 }
 
 /* Left fold of a cell (m, l) into a running state: factors for the running o and for the cell's o (of o / l). A cell of
@@ -59,8 +74,8 @@ typedef struct mp_running {
 } mp_running;
 
 static __device__ __forceinline__ void mp_fold(mp_running *r, float m, float l, float *keep, float *add) {
-    float top = r->l > 0.0f ? fmaxf(r->m, m) : m;
-    *keep = r->l > 0.0f ? mp_exp2(__fsub_rn(r->m, top)) : 0.0f;
+    float top = mp_saw(r->l) ? fmaxf(r->m, m) : m;
+    *keep = mp_saw(r->l) ? mp_exp2(__fsub_rn(r->m, top)) : 0.0f;
     *add = __fmul_rn(mp_exp2(__fsub_rn(m, top)), l);
     r->l = __fmaf_rn(r->l, *keep, *add);
     r->m = top;
@@ -73,7 +88,7 @@ static __device__ __forceinline__ float mp_fold_o(float o, float keep, float cel
 
 /* An output: running o / l as bf16; zero for a row that saw nothing (l = 0). */
 static __device__ __forceinline__ __nv_bfloat16 mp_output(float o, float l) {
-    return __float2bfloat16_rn(l > 0.0f ? __fmul_rn(o, mp_inverse(l)) : 0.0f);
+    return __float2bfloat16_rn(__fmul_rn(o, mp_inverse(l)));
 }
 
 /* cos and sin of the fraction of a turn that delta positions are. */
@@ -106,6 +121,13 @@ static __host__ __device__ __forceinline__ uint32_t mp_kv_offset(uint32_t head_d
     uint32_t unit = (column - start) >> 3;
     unit ^= width == 64 ? token & 7 : width == 32 ? token >> 1 & 3 : token >> 2 & 1;
     return start * 16 + token * width * 2 + unit * 16 + (column & 7) * 2;
+}
+
+/* The token of the group to whose K (or V) the 16-byte unit belongs, the inverse of it; head_dim 64, 80, 96, 128, 256. */
+template <int D> static __device__ __forceinline__ uint32_t mp_kv_token(uint32_t unit) {
+    const uint32_t whole = D & ~63u;
+    static_assert(D % 64 == 0 || D % 64 == 16 || D % 64 == 32, "panels of 64, and one narrower");
+    return unit < whole ? unit >> 3 & 7 : (unit - whole) >> (D % 64 == 32 ? 2 : 1);
 }
 
 #endif

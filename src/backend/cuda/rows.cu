@@ -226,6 +226,23 @@ static __device__ __forceinline__ void load_turns(const mp_cu_rope &rope, uint32
     }
 }
 
+static __device__ __forceinline__ bool has_nan(const float *x) {
+    bool any = false;
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) any = any || x[j] != x[j];
+    return any;
+}
+
+/* A NaN in a token's value becomes one in its key, and the value 0: rows that see the token end as NaN, and rows that
+ * give it weight 0 do not. */
+static __device__ __forceinline__ void keep_nan(bool is_v, bool in_value, float *x) {
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) {
+        if (is_v) x[j] = x[j] == x[j] ? x[j] : 0.0f;
+        else if (in_value) x[j] = __uint_as_float(0x7fc00000u);
+    }
+}
+
 /* LANES neighbouring threads have a head of q, k or v, 8 columns each. LANES: a power of two, head_dim / 8 or more.
  * FEW rows wait for one load after the other, so what can be loaded is, first; many rows want few registers. */
 template <uint32_t LANES, bool FEW>
@@ -235,18 +252,24 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     uint32_t unit = blockIdx.x * (STORE_THREADS / LANES) + threadIdx.x / LANES;
     uint32_t r = unit / per_row, h = unit % per_row;
     bool here = r < n_rows && c < s.head_dim, is_q = h < s.n_heads, is_v = h >= s.n_heads + s.n_kv_heads;
-    float v[UNIT] = { 0 };
+    float v[UNIT] = { 0 }, value[UNIT] = { 0 }; /* value: of a key's token */
     uint64_t turns[UNIT];
     size_t at = (size_t)h * s.head_dim + c;
     uint32_t turned = is_q || is_v ? 0 : 2 * s.rope.n_pairs; /* columns */
-    if (here) unpack(*(const uint4 *)(s.qkv + (size_t)r * per_row * s.head_dim + at), v);
+    size_t to_value = is_q || is_v ? 0 : (size_t)s.n_kv_heads * s.head_dim;
+    const mp_bf16 *from = s.qkv + (size_t)r * per_row * s.head_dim + at;
+    if (here) unpack(*(const uint4 *)from, v);
+    if (here && to_value) unpack(*(const uint4 *)(from + to_value), value);
     if (FEW && here) load_turns(s.rope, c, turned, turns);
     here = here && r < s.work.counts->n_rows;
     mp_cu_row row = {};
     if (FEW && here) row = s.work.rows[r];
     if (here && s.bias) {
 #pragma unroll
-        for (uint32_t j = 0; j < UNIT; j++) v[j] += s.bias[at + j];
+        for (uint32_t j = 0; j < UNIT; j++) {
+            v[j] += s.bias[at + j];
+            if (to_value) value[j] += s.bias[at + to_value + j];
+        }
     }
     const float *weight = is_q ? s.q_norm : s.k_norm;
     if (s.q_norm || s.k_norm) { /* the same for the whole grid: everybody shuffles */
@@ -265,7 +288,7 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     float *head = heads[threadIdx.x / LANES];
 #pragma unroll
     for (uint32_t j = 0; j < UNIT; j++) head[c + j] = v[j];
-    __syncwarp();
+    uint32_t in_value = __ballot_sync(0xffffffffu, has_nan(value)) >> (threadIdx.x % WARP / LANES * LANES);
     if (!here || is_q) return;
     if (!FEW) row = s.work.rows[r];
     uint32_t kv_head = h - s.n_heads - (is_v ? s.n_kv_heads : 0);
@@ -276,6 +299,7 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     if (!is_v) turn(s.rope, head, c, row.position, FEW ? turns : NULL, v);
 #pragma unroll
     for (uint32_t j = 0; j < UNIT; j++) v[j] = saturate(v[j]);
+    keep_nan(is_v, (in_value & (0xffffffffu >> (WARP - LANES))) != 0, v);
     *(uint4 *)to = pack(v);
 }
 

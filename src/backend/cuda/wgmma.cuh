@@ -4,6 +4,9 @@
 
 #include <stdint.h>
 
+#include "backend/cuda/fold.cuh"
+#include "backend/cuda/mma.cuh"
+
 /* ---- Barriers and copies ----------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void mp_barrier_init(uint32_t barrier, uint32_t count) {
@@ -45,6 +48,40 @@ static __device__ __forceinline__ void mp_named_barrier(uint32_t name, uint32_t 
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
+/* ---- Keys and values --------------------------------------------------------------------------------------------- */
+
+/* Copies n keys and their values, which lie together, to a stage; both begin with a group. What is behind the last key
+ * of its group is left out of the values. */
+template <int D>
+static __device__ __forceinline__ void mp_copy_keys(uint32_t to, const uint8_t *from, uint32_t n, uint32_t barrier) {
+    const uint32_t whole = n / 8 * (32 * D), rest = n % 8;
+    if (whole) mp_bulk_copy(to, from, whole, barrier);
+    if (!rest) return;
+    mp_bulk_copy(to + whole, from + whole, 16 * D, barrier);
+#pragma unroll
+    for (uint32_t panel = 16 * D; panel < 32 * D; panel += 1024) {
+        mp_bulk_copy(to + whole + panel, from + whole + panel, rest * 128, barrier);
+    }
+}
+
+/* Bytes of it. */
+template <int D> static __device__ __forceinline__ uint32_t mp_keys_bytes(uint32_t n) {
+    return n * (4 * D) + (n % 8 ? (8 - n % 8) * (2 * D) : 0);
+}
+
+/* Zeros for the values of a stage behind its n keys: weights are 0 there, but 0 times a NaN left by others is not. By a
+ * warp; then a barrier may let the products in. */
+template <int D> static __device__ __forceinline__ void mp_clear_values(uint8_t *stage, uint32_t n) {
+    for (uint32_t group = n / 8; group < 8; group++) {
+        uint4 *v = (uint4 *)(stage + group * (32 * D) + 16 * D);
+        for (uint32_t unit = threadIdx.x & 31; unit < D; unit += 32) {
+            if (group * 8 + mp_kv_token<D>(unit) >= n) v[unit] = make_uint4(0, 0, 0, 0);
+        }
+    }
+    mp_fence_async();
+    __syncwarp();
+}
+
 /* ---- Products ---------------------------------------------------------------------------------------------------- */
 
 /* A matrix in shared memory in the 128-byte swizzle. stride: bytes from 8 rows (of tokens) to the next 8; leading: from
@@ -81,7 +118,7 @@ template <int n> static __device__ __forceinline__ void mp_hold(float (&x)[n]) {
                "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 /* clang-format on */
 
-/* d[64 rows, 64] (+)= a b^T, 16 columns of a [64, 16] and b [64, 16]. */
+/* d[64 rows, 64] (+)= a b^T, 16 columns of a [64, 16], in shared memory or in registers, and b [64, 16]. */
 static __device__ __forceinline__ void mp_product_qk(float (&d)[32], uint64_t a, uint64_t b, bool add) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MP_D32 "}, %32, %33, p, 1, 1, 0, 0;\n}"
@@ -89,18 +126,29 @@ static __device__ __forceinline__ void mp_product_qk(float (&d)[32], uint64_t a,
                  : "l"(a), "l"(b), "r"((uint32_t)add));
 }
 
-/* d[64 rows, 64 or 128] += p v, with p [64, 16] in registers and v [16, 64 or 128]. */
-static __device__ __forceinline__ void mp_product_pv(float (&d)[32], const uint32_t *p, uint64_t v) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MP_D32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+static __device__ __forceinline__ void mp_product_qk(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MP_D32
+                 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
                  : MP_F32(d, 0)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((uint32_t)add));
 }
 
-static __device__ __forceinline__ void mp_product_pv(float (&d)[64], const uint32_t *p, uint64_t v) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MP_D64 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-        : MP_F32(d, 0), MP_F32(d, 32)
-        : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
+/* d[64 rows, 64 or 128] (+)= p v, with p [64, 16] in registers and v [16, 64 or 128]. */
+static __device__ __forceinline__ void mp_product_pv(float (&d)[32], const uint32_t *p, uint64_t v, bool add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MP_D32
+                 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
+                 : MP_F32(d, 0)
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v), "r"((uint32_t)add));
+}
+
+static __device__ __forceinline__ void mp_product_pv(float (&d)[64], const uint32_t *p, uint64_t v, bool add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MP_D64
+                 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
+                 : MP_F32(d, 0), MP_F32(d, 32)
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v), "r"((uint32_t)add));
 }
 
 /* l[64 rows, 8] += p b, with b [16, 8] in shared memory, not swizzled: two times 8 rows of 16 bytes. */
