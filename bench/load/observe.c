@@ -77,11 +77,15 @@ void load_view_read(const struct sockaddr_in *server, const char *key, uint32_t 
     char *page = get_metrics(server, key);
     if (!page) return;
     static const char pages[] = "mepic:pages";
+    double in_private, in_prefix, in_chunk;
     out->metrics = read_metric(page, "vllm:num_requests_running", NULL, &out->running) &&
                    read_metric(page, "vllm:num_requests_waiting", NULL, &out->waiting) &&
                    read_metric(page, "vllm:generation_tokens_total", NULL, &out->generated) &&
-                   read_metric(page, pages, "kind=\"referenced\"", &out->pages_referenced) &&
+                   read_metric(page, pages, "kind=\"private\"", &in_private) &&
+                   read_metric(page, pages, "kind=\"prefix\"", &in_prefix) &&
+                   read_metric(page, pages, "kind=\"chunk\"", &in_chunk) &&
                    read_metric(page, pages, "kind=\"evictable\"", &out->pages_evictable) &&
                    read_metric(page, pages, "kind=\"free\"", &out->pages_free);
+    if (out->metrics) out->pages_referenced = in_private + in_prefix + in_chunk;
     mp_free(page);
 }
