@@ -14,8 +14,8 @@
 
 struct mp_driver {
     struct MHD_Daemon *daemon;
-    int wake; /* readable when somebody woke */
-    atomic_bool ending;
+    int wake;                  /* readable when somebody woke */
+    atomic_bool woken, ending; /* woken: and no run has begun since, so that a step's many wakes are one write */
     bool started;
     pthread_t thread;
 };
@@ -52,6 +52,7 @@ static void *run(void *arg) {
     while (!atomic_load(&driver->ending)) {
         int patience = patience_ms(driver->daemon);
         if (patience != 0 && poll(fds, 2, patience) > 0 && fds[1].revents) take_wakes(driver->wake);
+        atomic_store(&driver->woken, false); // before the run: whoever comes later wakes again
         run_daemon(driver->daemon);
     }
     return NULL;
@@ -78,6 +79,7 @@ mepic_status mp_driver_start(mp_driver *driver, struct MHD_Daemon *daemon, mepic
 }
 
 void mp_driver_wake(mp_driver *driver) {
+    if (atomic_exchange(&driver->woken, true)) return;
     uint64_t one = 1;
     ssize_t n = write(driver->wake, &one, sizeof one);
     (void)n; // full: it is readable already
