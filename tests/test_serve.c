@@ -282,6 +282,36 @@ static void a_full_queue_says_so(void **state) {
     http_close(&c);
 }
 
+/* The tokens of prompts are bounded as well; one that is alone may be longer. */
+static void prompts_that_wait_are_bounded_by_their_tokens(void **state) {
+    (void)state;
+    use_long_engine();
+    mp_server_options options = default_options();
+    options.max_tokens = 100;
+    start(&options);
+    static const char format[] = "{\"prompt\":\"%0*d\",\"max_tokens\":%d,\"ignore_eos\":true,\"stream\":%s}";
+    char body[512], head[4096], wait[16];
+    http_client c;
+    http_reply reply;
+    snprintf(body, sizeof body, format, 90, 0, 60000, "true"); // a token for each digit
+    http_open(&c, port);
+    http_send_request(&c, "POST", "/v1/completions", "", body);
+    assert_int_equal(http_read_head(&c, head, sizeof head), 200);
+    static const struct { int digits, status; } others[] = { { 5, 200 }, { 11, 503 }, { 90, 503 }, { 200, 503 } };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(body, sizeof body, format, others[i].digits, 0, 1, "false");
+        assert_int_equal(http_ask(port, "POST", "/v1/completions", "", body, &reply), others[i].status);
+        bool refused = others[i].status == 503;
+        assert_int_equal(http_header(reply.head, "Retry-After", wait, sizeof wait), refused);
+        if (refused) assert_non_null(strstr(reply.body, "prompts of 90 tokens"));
+        http_reply_clear(&reply);
+    }
+    http_close(&c);
+    wait_until_idle();
+    assert_int_equal(http_ask(port, "POST", "/v1/completions", "", body, &reply), 200); // alone
+    http_reply_clear(&reply);
+}
+
 /* Trying again would not help. */
 static void expect_never(const char *key, const char *body, const char *number) {
     http_reply reply;
@@ -426,6 +456,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
         cmocka_unit_test(routes_are_described),
         cmocka_unit_test_setup_teardown(a_full_queue_says_so, setup, teardown),
+        cmocka_unit_test_setup_teardown(prompts_that_wait_are_bounded_by_their_tokens, setup, teardown),
         cmocka_unit_test_setup_teardown(more_replies_than_the_server_ever_takes_are_a_bad_request, setup, teardown),
         cmocka_unit_test_setup_teardown(every_route_asks_for_a_key, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_key_files_are_refused, setup, teardown),

@@ -147,6 +147,7 @@ static void check_answer(uint32_t line, const row *r, const http_reply *reply) {
         wrong(line, reply, "%d instead of %d", reply->status, r->status);
         return;
     }
+    if (strcasestr(reply->head, "Access-Control-")) wrong(line, reply, "a header of CORS");
     if (r->status == 200 || strcmp(r->code, "!") == 0) return;
     http_header(reply->head, "Content-Type", type, sizeof type);
     json_t *root = json_loads(reply->body, JSON_REJECT_DUPLICATES, NULL);

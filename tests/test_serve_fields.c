@@ -389,6 +389,20 @@ static void unknown_fields_are_one_line_of_log(void **state) {
     assert_non_null(strstr(log.last, "stream_options.speed"));
     assert_null(strstr(log.last, "user"));
     assert_null(strchr(log.last, '\n'));
+    static const char *const others[][2] = {
+        { "/tokenize", "{\"content\":\"x\",\"color\":1,\"colour\":1}" },
+        { "/detokenize", "{\"tokens\":[],\"colour\":1}" },
+        { "/v1/messages", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":1,\"colour\":1}" },
+        { "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":1,\"colour\":1}" },
+    };
+    for (uint32_t i = 0; i < 4; i++) {
+        log.last[0] = 0;
+        start(&options);
+        json_decref(http_ask_json(port, "POST", others[i][0], others[i][1], 200));
+        stop();
+        assert_int_equal(log.n, i + 2);
+        assert_non_null(strstr(log.last, "colour"));
+    }
     options.log = (mp_log){ 0 };
     start(&options);
 }

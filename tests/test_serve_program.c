@@ -1,5 +1,5 @@
 /* `mepic serve` as a process: its address, its options, that it answers as `mepic run` does, and how signals end it.
- * argv[1] is the program. */
+ * argv[1] is the program; with "model" behind it, the answer is compared on SmolLM2 alone. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,12 +17,14 @@
 #include <unistd.h>
 
 #include "support/http.h"
+#include "support/models.h"
 #include "support/server.h"
 #include "support/tiny.h"
 
 enum { ARGS_MAX = 32, OUTPUT_MAX = 65536 };
 
 static const char *program;
+static char real[512]; /* a model; "": a synthetic one */
 
 typedef struct process {
     pid_t pid;
@@ -65,6 +67,7 @@ static int end(process *p) {
 
 static const char *model(void) {
     static const char *path;
+    if (real[0]) return real;
     if (!path) {
         mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
         spec.hp.n_ctx_train = 65536;
@@ -523,11 +526,16 @@ static void systemd_hears_of_start_and_end(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2) {
-        fprintf(stderr, "usage: test_serve_program PROGRAM\n");
+    if (argc < 2) {
+        fprintf(stderr, "usage: test_serve_program PROGRAM [model]\n");
         return 2;
     }
     program = argv[1];
+    if (argc > 2) {
+        if (!real_model_find("SmolLM2-135M-Instruct.Q4_1.gguf", real, sizeof real)) return 77;
+        const struct CMUnitTest only[] = { cmocka_unit_test(a_reply_is_what_run_gives) };
+        return cmocka_run_group_tests(only, NULL, NULL);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_options_are_named),
         cmocka_unit_test(a_reply_is_what_run_gives),

@@ -78,13 +78,21 @@ static bool prepare_messages(const mp_api *api, const tokenize_request *r, mepic
     return ok;
 }
 
+/* By a table of fields, with a line of log of what is not in it. */
+static bool read_fields(const mp_api *api, const json_t *body, const mp_field *fields, size_t n, void *out,
+                        mp_api_error *err) {
+    mp_buf unknown = { .limit = 512 };
+    bool ok = mp_fields_read(body, "", fields, n, out, &unknown, err);
+    if (ok) mp_api_log_unknown(api, &unknown);
+    mp_buf_clear(&unknown);
+    return ok;
+}
+
 static bool read_tokenize(const mp_api *api, const json_t *body, tokenize_request *r, mepic_prepared **out,
                           mp_api_error *err) {
     *r = (tokenize_request){ .add_special_tokens = true, .add_generation_prompt = true, .parse_special = true };
     size_t n = sizeof tokenize_fields / sizeof *tokenize_fields;
-    if (!mp_fields_read(body, "", tokenize_fields, n, r, NULL, err) || !mp_api_check_model(api, r->model, err)) {
-        return false;
-    }
+    if (!read_fields(api, body, tokenize_fields, n, r, err) || !mp_api_check_model(api, r->model, err)) return false;
     if ((r->prompt != NULL) + (r->messages != NULL) + (r->content != NULL) != 1) {
         return mp_refuse(err, 400, "invalid_value", "prompt", "give one of 'prompt', 'messages' and 'content'");
     }
@@ -163,9 +171,7 @@ static bool write_text(const mp_api *api, const int32_t *ids, size_t n_ids, json
 
 bool mp_ask_text(const mp_api *api, const json_t *body, json_t **out, mp_api_error *err) {
     detokenize_request r = { 0 };
-    if (!mp_fields_read(body, "", detokenize_fields, 2, &r, NULL, err) || !mp_api_check_model(api, r.model, err)) {
-        return false;
-    }
+    if (!read_fields(api, body, detokenize_fields, 2, &r, err) || !mp_api_check_model(api, r.model, err)) return false;
     size_t n;
     int32_t *ids = mp_token_ids_read(api, r.tokens, "tokens", &n, err);
     bool ok = ids && write_text(api, ids, n, out, err);

@@ -83,8 +83,8 @@ def documents_are_reused_wherever_they_stand():
     usages = [client().messages.create(messages=about(*blocks), **EXACT).usage for blocks in (
         [document()], [document(cache_control=BREAKPOINT)], [results, document(citations={"enabled": False})],
         [document("Other " + DOCUMENT), results])]
-    assert usages[0].cache_read_input_tokens == 0 and usages[0].cache_creation_input_tokens > 0
-    assert usages[1].cache_read_input_tokens > 0 and usages[1].cache_creation_input_tokens == 0
+    assert usages[0].cache_read_input_tokens < 200 and usages[0].cache_creation_input_tokens > 200  # a system turn
+    assert usages[1].cache_read_input_tokens > 200 and usages[1].cache_creation_input_tokens == 0
     for usage in usages[2:]:  # one of the two is new, the other stands at another place
         assert usage.cache_read_input_tokens > 200 and usage.cache_creation_input_tokens > 200
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs a client's test against `mepic serve` on a model of random weights.
+"""Runs a client's test against `mepic serve` on a model of random weights, or on MODEL of `./dev models`.
 
-    run.py MEPIC MEPIC_SYNTH WORK_DIR CLIENT
+    run.py MEPIC MEPIC_SYNTH WORK_DIR CLIENT [MODEL]
 
 CLIENT_test.py runs with the packages of CLIENT_requirements.txt in a virtual environment in WORK_DIR, which is made
 once for each list of packages; without that file it needs none. It gets the server's URL, the same with API keys, and a
-key. Exit status 77, skipped, when the packages cannot be had.
+key. Exit status 77, skipped, when the packages or the model cannot be had.
 """
 import hashlib
 import os
@@ -57,11 +57,17 @@ def start_server(mepic, model, *options):
 
 
 def main():
-    mepic, synth, work, client = sys.argv[1:]
+    mepic, synth, work, client, *real = sys.argv[1:]
     os.makedirs(work, exist_ok=True)
     python = venv_python(work, client)
     model, keys = os.path.join(work, f"{client}.gguf"), os.path.join(work, f"{client}.keys")
-    subprocess.run([synth, model], check=True)
+    if real:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        model = os.path.join(cache, "mepic", "models", real[0])
+        if not os.path.exists(model):
+            skip(f"{model} is not there")
+    else:
+        subprocess.run([synth, model], check=True)
     with open(keys, "w", encoding="ascii") as file:
         file.write(KEY + "\n")
     servers = [start_server(mepic, model), start_server(mepic, model, "--api-key-file", keys)]
