@@ -67,11 +67,11 @@ static double row_seconds(const char *kind) {
 /* While a request runs that found a document and a prefix: pages and moments are each of one kind. */
 static void pages_and_time_are_told_by_kind(void **state) {
     (void)state;
-    char body[2048] = "{\"documents\":[\"", stream_body[2048];
-    for (int i = 0; i < 60; i++) snprintf(body + strlen(body), sizeof body - strlen(body), "word %d ", i);
-    snprintf(stream_body, sizeof stream_body, "%s\"],\"prompt\":\"x\"," LONG ",\"stream\":true}", body);
-    snprintf(body + strlen(body), sizeof body - strlen(body),
-             "\"],\"prompt\":\"x\",\"max_tokens\":40,\"ignore_eos\":true}");
+    char words[800] = "", body[2048], stream_body[2048];
+    for (size_t n = 0; n < 60; n++) snprintf(words + 12 * n, 13, "word %02zu and ", n % 100);
+    static const char format[] = "{\"documents\":[\"%s\"],\"prompt\":\"x\",\"ignore_eos\":true,%s}";
+    snprintf(body, sizeof body, format, words, "\"max_tokens\":40");
+    snprintf(stream_body, sizeof stream_body, format, words, "\"max_tokens\":60000,\"stream\":true");
     open_long(NULL, 8);
     mepic_model_info info;
     mepic_model_info_read(engine, &info);
