@@ -1,18 +1,19 @@
 /* bench_cuda_attend: decode attention on the GPU, with shared runs read once and with pages of their own for every
  * request, beside the time that reading the unique bytes takes at the rate measured in the same run.
  *
- *     bench_cuda_attend [small] [page N] [layers N] [split N] [general] [only PART] [noapart] [nofold]
+ *     bench_cuda_attend [small] [page N] [layers N] [split N] [back N] [general] [only PART] [noapart]
  *
  * Pages lie in random order; a replayed graph goes over as many copies of the problem as make 400 MB; medians of 9.
  * layers: of a page; each copy of the problem is another layer of the same pages instead of other pages. split: readers
- * of an item at most, if not what the backend takes. general: the kernels for every architecture. only: scenes whose
- * name has this in it. noapart: without the comparison; nofold: without the kernel that joins partial states. */
+ * of an item at most, back: blocks that begin at the end of the list, if not what the backend takes. general: the
+ * kernels for every architecture. only: scenes whose name has this in it. noapart: without the comparison. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/work.h"
 #include "base/mem.h"
 #include "bench/cuda_read.h"
 
@@ -44,8 +45,8 @@ typedef struct bench {
     uint64_t random;
     uint8_t *slab;
     size_t slab_bytes;
-    uint32_t page_size, n_layers, split, item_readers;
-    bool general, nofold, noapart;
+    uint32_t page_size, n_layers, split, back;
+    bool general, noapart, split_given;
     const char *only;
     double read; /* bytes a microsecond */
     mp_cu_attend attend;
@@ -53,18 +54,14 @@ typedef struct bench {
     uint32_t n_taken;
 } bench;
 
-/* Work of one scene, on the host. */
-typedef struct lists {
-    uint32_t n_cells, n_pages, n_readers, n_items, n_folds, n_slots;
-    mp_cu_cell *cells;
-    uint32_t *pages;
-    mp_cu_reader *readers; /* by row */
-    uint32_t *reader_cells;
-    mp_cu_reader *sorted; /* by item */
-    mp_cu_item *items;
-    mp_cu_fold *folds;
+/* A scene as a step of decode rows and its plan; pages are numbered in the order of the cells. */
+typedef struct problem {
+    mp_plan plan;
+    mp_step step;
+    mp_row *rows;
+    uint32_t n_cells, n_pages, n_slots;
     double bytes; /* unique */
-} lists;
+} problem;
 
 static uint32_t below(bench *b, uint32_t n) {
     b->random = b->random * 6364136223846793005u + 1442695040888963407u;
@@ -93,23 +90,33 @@ static void release(bench *b, uint32_t down_to) {
 
 /* ---- Problems ---------------------------------------------------------------------------------------------------- */
 
-static uint32_t add_cells(lists *l, uint32_t n_tokens, uint32_t page_size) {
-    uint32_t first = l->n_cells;
+static uint32_t cells_in(uint32_t n_tokens) {
+    return (n_tokens + CELL - 1) / CELL;
+}
+
+static uint32_t add_cells(problem *p, uint32_t n_tokens) {
+    uint32_t first = p->n_cells;
     for (uint32_t at = 0; at < n_tokens; at += CELL) {
-        uint32_t n = n_tokens - at < CELL ? n_tokens - at : CELL;
-        l->cells[l->n_cells++] = (mp_cu_cell){ l->n_pages, n };
-        l->n_pages += (n + page_size - 1) / page_size;
+        mp_cell *cell = &p->plan.cells[p->n_cells++];
+        cell->n_tokens = n_tokens - at < CELL ? n_tokens - at : CELL;
+        cell->n_pages = (cell->n_tokens + p->plan.page_size - 1) / p->plan.page_size;
+        for (uint32_t i = 0; i < cell->n_pages; i++) cell->pages[i] = p->n_pages++;
     }
     return first;
 }
 
-static void read_run(bench *b, lists *l, uint32_t row, uint32_t first_cell, uint32_t n_tokens, bool turned) {
-    int32_t delta = turned ? (int32_t)below(b, 100000) : 20000;
-    for (uint32_t c = first_cell; c < first_cell + (n_tokens + CELL - 1) / CELL; c++) {
-        l->reader_cells[l->n_readers] = c;
-        l->readers[l->n_readers++] = (mp_cu_reader){
-            .mask = ~0ull, .row = row, .delta = delta, .slot = l->n_slots++, .hi = (uint16_t)l->cells[c].n_tokens
-        };
+/* The row reads n_tokens from a cell on: its own (base -1), or what others may read too. */
+static void read_run(problem *p, uint32_t row, uint32_t first_cell, uint32_t n_tokens, int32_t base) {
+    mp_plan_seq *seq = &p->plan.seqs[row];
+    for (uint32_t i = 0; i < cells_in(n_tokens); i++) {
+        seq->refs[seq->n_refs++] = (mp_cell_ref){ .cell = first_cell + i,
+                                                  .seq = row,
+                                                  .base = base < 0 ? 0 : base,
+                                                  .first = (int32_t)(i * CELL),
+                                                  .mask = ~0ull,
+                                                  .hi = (uint16_t)CELL,
+                                                  .shared = base >= 0 };
+        p->n_slots++;
     }
 }
 
@@ -124,88 +131,78 @@ static void *zeroed(size_t n, size_t size) {
     return p;
 }
 
-static void close_lists(lists *l) {
-    void *all[] = { l->cells, l->pages, l->readers, l->reader_cells, l->sorted, l->items, l->folds };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) mp_free(all[i]);
+static void close_problem(problem *p) {
+    for (uint32_t i = 0; p->plan.seqs && i < p->plan.max_seqs; i++) mp_free(p->plan.seqs[i].refs);
+    mp_free(p->plan.seqs);
+    mp_free(p->plan.cells);
+    mp_free(p->plan.active);
+    mp_free(p->rows);
 }
 
-static bool open_lists(const bench *b, const scene *s, lists *l) {
-    uint32_t refs = s->batch * (s->per_request * ((s->chunk + CELL - 1) / CELL) + s->prefix / CELL + s->own / CELL + 3);
-    uint32_t cells = refs + s->pool * ((s->chunk + CELL - 1) / CELL) + s->prefix / CELL + 2;
-    *l = (lists){
-        .cells = zeroed(cells, sizeof *l->cells),
-        .pages = zeroed(cells * (CELL / b->page_size), sizeof *l->pages),
-        .readers = zeroed(refs, sizeof *l->readers),
-        .reader_cells = zeroed(refs, sizeof *l->reader_cells),
-        .sorted = zeroed(refs, sizeof *l->sorted),
-        .items = zeroed(refs, sizeof *l->items),
-        .folds = zeroed(s->batch, sizeof *l->folds),
-    };
-    return l->cells && l->pages && l->readers && l->reader_cells && l->sorted && l->items && l->folds;
-}
-
-static int by_cost(const void *x, const void *y) {
-    const uint64_t *a = x, *b = y;
-    return a[0] < b[0] ? 1 : a[0] > b[0] ? -1 : a[1] < b[1] ? -1 : a[1] > b[1];
-}
-
-/* Readers by cell; items of at most item_readers, of about equal numbers, the dearest first. */
-static bool make_items(const bench *b, lists *l) {
-    uint32_t *at = zeroed(l->n_cells + 1, sizeof *at), n = 0;
-    uint64_t *order = zeroed(2 * (size_t)l->n_readers, sizeof *order);
-    mp_cu_item *items = zeroed(l->n_readers, sizeof *items);
-    bool good = at && order && items;
-    for (uint32_t i = 0; good && i < l->n_readers; i++) at[l->reader_cells[i] + 1]++;
-    for (uint32_t c = 0; good && c < l->n_cells; c++) {
-        uint32_t first = at[c], left = at[c + 1];
-        at[c + 1] += first;
-        for (uint32_t parts = (left + b->item_readers - 1) / b->item_readers; parts; parts--) {
-            uint32_t take = (left + parts - 1) / parts;
-            items[n] = (mp_cu_item){ c, first, take };
-            order[2 * n] = (uint64_t)take * l->cells[c].n_tokens;
-            order[2 * n + 1] = n;
-            n++;
-            first += take;
-            left -= take;
-        }
+static bool open_problem(const bench *b, const scene *s, problem *p) {
+    uint32_t refs = cells_in(s->prefix) + s->per_request * cells_in(s->chunk) + cells_in(s->own);
+    uint32_t cells = s->batch * refs + s->pool * cells_in(s->chunk) + cells_in(s->prefix);
+    *p = (problem){ .rows = zeroed(s->batch, sizeof *p->rows) };
+    p->plan = (mp_plan){ .page_size = b->page_size,
+                         .cell_tokens = CELL,
+                         .max_seqs = s->batch,
+                         .max_refs = refs,
+                         .max_cells = cells,
+                         .seqs = zeroed(s->batch, sizeof *p->plan.seqs),
+                         .cells = zeroed(cells, sizeof *p->plan.cells),
+                         .active = zeroed(s->batch, sizeof *p->plan.active),
+                         .n_active = s->batch };
+    bool good = p->rows && p->plan.seqs && p->plan.cells && p->plan.active;
+    for (uint32_t i = 0; good && i < s->batch; i++) {
+        p->plan.seqs[i] = (mp_plan_seq){ .row = i, .n_rows = 1, .refs = zeroed(refs, sizeof(mp_cell_ref)) };
+        p->plan.active[i] = i;
+        p->rows[i] = (mp_row){ .position = 1 << 20, .seq = i, .index = s->own - 1 };
+        good = p->plan.seqs[i].refs != NULL;
     }
-    if (good) {
-        for (uint32_t i = 0; i < l->n_readers; i++) l->sorted[at[l->reader_cells[i]]++] = l->readers[i];
-        qsort(order, n, 2 * sizeof *order, by_cost);
-        for (uint32_t i = 0; i < n; i++) l->items[i] = items[order[2 * i + 1]];
-        l->n_items = n;
-    }
-    mp_free(at);
-    mp_free(order);
-    mp_free(items);
+    p->step = (mp_step){ .rows = p->rows, .n_rows = s->batch, .plan = &p->plan };
     return good;
 }
 
-static bool build(bench *b, const scene *s, bool shared, lists *l) {
-    if (!open_lists(b, s, l)) return false;
-    uint32_t prefix = shared && s->prefix ? add_cells(l, s->prefix, b->page_size) : 0, pool[1024], order[1024];
+static bool build(bench *b, const scene *s, bool shared, problem *p) {
+    if (!open_problem(b, s, p)) return false;
+    uint32_t prefix = shared && s->prefix ? add_cells(p, s->prefix) : 0, pool[1024], order[1024];
     for (uint32_t i = 0; i < s->pool; i++) {
         order[i] = i;
-        if (shared) pool[i] = add_cells(l, s->chunk, b->page_size);
+        if (shared) pool[i] = add_cells(p, s->chunk);
     }
     for (uint32_t row = 0; row < s->batch; row++) {
-        uint32_t first_slot = l->n_slots;
-        if (s->prefix) {
-            uint32_t first = shared ? prefix : add_cells(l, s->prefix, b->page_size);
-            read_run(b, l, row, first, s->prefix, false);
-        }
+        if (s->prefix) read_run(p, row, shared ? prefix : add_cells(p, s->prefix), s->prefix, 0);
         for (uint32_t i = 0; i < s->per_request; i++) {
             uint32_t j = i + below(b, s->pool - i), pick = order[j];
             order[j] = order[i];
             order[i] = pick;
-            uint32_t first = shared ? pool[pick] : add_cells(l, s->chunk, b->page_size);
-            read_run(b, l, row, first, s->chunk, true);
+            uint32_t cell = shared ? pool[pick] : add_cells(p, s->chunk);
+            read_run(p, row, cell, s->chunk, (int32_t)below(b, 100000));
         }
-        read_run(b, l, row, add_cells(l, s->own, b->page_size), s->own, false);
-        l->folds[l->n_folds++] = (mp_cu_fold){ row, first_slot, l->n_slots - first_slot };
+        read_run(p, row, add_cells(p, s->own), s->own, -1);
     }
-    l->bytes = (double)tokens_of(s, shared) * b->attend.n_kv_heads * b->attend.head_dim * 4;
-    return make_items(b, l);
+    p->bytes = (double)tokens_of(s, shared) * b->attend.n_kv_heads * b->attend.head_dim * 4;
+    return true;
+}
+
+/* The lists of the problem, as the backend makes them. */
+static mepic_status make_lists(bench *b, const problem *p, mp_cu_lists **out) {
+    const mp_cu_attend *a = &b->attend;
+    const mp_cu_lists_config config = { .max_rows = p->step.n_rows,
+                                        .max_seqs = p->plan.max_seqs,
+                                        .max_refs = p->plan.max_refs,
+                                        .n_pages = p->n_pages,
+                                        .max_slots = p->n_slots,
+                                        .block_rows = 1,
+                                        .item_readers = b->split,
+                                        .n_kv_heads = a->n_kv_heads,
+                                        .n_sm = a->n_sm,
+                                        .on_host = true };
+    mepic_status status = mp_cu_lists_open(NULL, &config, out, &b->err);
+    if (status == MEPIC_OK && !mp_cu_lists_build(*out, &p->step)) {
+        status = mp_fail(&b->err, MEPIC_ERR_NOMEM, "the lists do not hold the scene");
+    }
+    return status;
 }
 
 /* ---- Timing ------------------------------------------------------------------------------------------------------ */
@@ -255,50 +252,64 @@ static void shuffle_pages(bench *b, uint32_t *pages, uint32_t n) {
     }
 }
 
+/* Device copies of the lists but for the pages. */
+static void upload_work(bench *b, mp_cu_attend *a, const mp_cu_work *work, uint32_t n_cells, uint32_t n_readers) {
+    mp_cu_counts counts = *work->counts;
+    if (b->back != ~0u) counts.n_back = b->back;
+    a->work.counts = upload(b, &counts, sizeof counts);
+    a->work.cells = upload(b, work->cells, n_cells * sizeof *work->cells);
+    a->work.items = upload(b, work->items, counts.n_items * sizeof *work->items);
+    a->work.readers = upload(b, work->readers, n_readers * sizeof *work->readers);
+    a->work.folds = upload(b, work->folds, counts.n_folds * sizeof *work->folds);
+    a->max_items = counts.n_items;
+    a->max_folds = counts.n_folds;
+}
+
 /* Microseconds of a scene; 0 when it does not fit the slab. */
 static double measure(bench *b, const scene *s, bool shared, double *bytes) {
-    lists l;
-    uint32_t kept = b->n_taken, n_copies, n_slab = (uint32_t)(b->slab_bytes / b->attend.page_bytes);
+    problem p;
+    mp_cu_lists *lists = NULL;
+    uint32_t kept = b->n_taken, n_slab = (uint32_t)(b->slab_bytes / b->attend.page_bytes);
     double us = 0;
-    if (!build(b, s, shared, &l)) return 0;
-    *bytes = l.bytes;
-    n_copies = (uint32_t)(400e6 / l.bytes) + 1;
+    uint32_t *order = zeroed(n_slab, sizeof *order), *pages = NULL;
+    cudaGraph_t graph = NULL;
+    mp_cu_attend a = b->attend;
+    if (!build(b, s, shared, &p) || make_lists(b, &p, &lists) != MEPIC_OK || !order) goto done;
+    *bytes = p.bytes;
+    uint32_t n_copies = (uint32_t)(400e6 / p.bytes) + 1;
     if (n_copies > MAX_COPIES) n_copies = MAX_COPIES;
     if (n_copies > b->n_layers && b->n_layers > 1) n_copies = b->n_layers;
     uint32_t n_sets = b->n_layers > 1 ? 1 : n_copies;
-    uint32_t *order = zeroed(n_slab, sizeof *order);
-    cudaGraph_t graph = NULL;
-    mp_cu_attend a = b->attend;
-    size_t width = (size_t)a.n_heads * a.head_dim, q_bytes = s->batch * width * 2;
-    if (!order || (size_t)l.n_pages * n_sets > n_slab) goto done;
+    if ((size_t)p.n_pages * n_sets > n_slab) goto done;
     shuffle_pages(b, order, n_slab);
-    mp_cu_counts counts = { .n_rows = s->batch, .n_items = l.n_items, .n_folds = l.n_folds };
+    pages = zeroed((size_t)p.n_pages * n_sets, sizeof *pages);
+    if (!pages) goto done;
+    const mp_cu_work *work = mp_cu_lists_host(lists);
+    for (uint32_t i = 0; i < p.n_pages * n_sets; i++) {
+        pages[i] = order[i / p.n_pages * p.n_pages + work->pages[i % p.n_pages]];
+    }
+    size_t width = (size_t)a.n_heads * a.head_dim, q_bytes = s->batch * width * 2;
     a.q = upload(b, NULL, q_bytes);
     a.out = upload(b, NULL, q_bytes);
-    a.partial_o = upload(b, NULL, l.n_slots * width * 2);
-    a.partial_ml = upload(b, NULL, (size_t)l.n_slots * a.n_heads * 8);
-    a.work.counts = upload(b, &counts, sizeof counts);
-    a.work.cells = upload(b, l.cells, l.n_cells * sizeof *l.cells);
-    a.work.items = upload(b, l.items, l.n_items * sizeof *l.items);
-    a.work.readers = upload(b, l.sorted, l.n_readers * sizeof *l.sorted);
-    a.work.folds = upload(b, l.folds, l.n_folds * sizeof *l.folds);
-    const uint32_t *pages = upload(b, order, (size_t)l.n_pages * n_sets * 4);
-    a.max_items = l.n_items;
-    a.max_folds = l.n_folds;
-    bool good = pages && TRY(b, cudaMemcpy((void *)(uintptr_t)a.q, b->slab, q_bytes, cudaMemcpyDeviceToDevice)) &&
+    a.partial_o = upload(b, NULL, p.n_slots * width * 2);
+    a.partial_ml = upload(b, NULL, (size_t)p.n_slots * a.n_heads * 8);
+    upload_work(b, &a, work, p.n_cells, p.n_slots);
+    const uint32_t *on_device = upload(b, pages, (size_t)p.n_pages * n_sets * 4);
+    bool good = on_device && TRY(b, cudaMemcpy((void *)(uintptr_t)a.q, b->slab, q_bytes, cudaMemcpyDeviceToDevice)) &&
                 TRY(b, cudaStreamBeginCapture(b->device.stream, cudaStreamCaptureModeThreadLocal));
     for (uint32_t i = 0; good && i < n_copies; i++) {
-        a.work.pages = pages + (n_sets > 1 ? (size_t)i * l.n_pages : 0);
+        a.work.pages = on_device + (n_sets > 1 ? (size_t)i * p.n_pages : 0);
         a.layer_offset = b->n_layers > 1 ? i * a.page_bytes / b->n_layers : 0;
-        good = TRY(b, mp_cu_attend_decode(&a, b->device.stream)) &&
-               (b->nofold || TRY(b, mp_cu_attend_fold(&a, b->device.stream)));
+        good = TRY(b, mp_cu_attend_decode(&a, b->device.stream));
     }
     good = good && TRY(b, cudaStreamEndCapture(b->device.stream, &graph));
     if (good) us = replay(b, graph, n_copies);
 done:
     if (graph) cudaGraphDestroy(graph);
+    mp_cu_lists_close(lists);
     mp_free(order);
-    close_lists(&l);
+    mp_free(pages);
+    close_problem(&p);
     release(b, kept);
     return us;
 }
@@ -314,9 +325,9 @@ static void run_shape(bench *b, const char *name, uint32_t n_heads, uint32_t n_k
     a->block_bytes = (size_t)b->page_size * head_dim * 4;
     a->page_bytes = a->block_bytes * n_kv_heads * b->n_layers;
     a->slab = b->slab;
-    b->item_readers = b->split ? b->split : mp_cu_attend_item_readers(a->arch, head_dim, n_heads, n_kv_heads);
+    if (!b->split_given) b->split = mp_cu_attend_item_readers(a->arch, head_dim, n_heads, n_kv_heads);
     printf("%s: %u heads, %u kv heads of %u; pages of %u, %u layers, %u readers an item, %s\n", name, n_heads,
-           n_kv_heads, head_dim, b->page_size, b->n_layers, b->item_readers,
+           n_kv_heads, head_dim, b->page_size, b->n_layers, b->split,
            b->general ? "general kernel" : "the card's kernel");
     printf("%-32s %9s %8s %9s %12s %9s %9s\n", "", "us", "TB/s", "of limit", "unshared us", "of limit", "speed-up");
     for (size_t i = 0; i < sizeof scenes / sizeof *scenes && b->device.error == cudaSuccess; i++) {
@@ -351,17 +362,20 @@ static bool open_slab(bench *b, size_t bytes) {
 }
 
 int main(int argc, char **argv) {
-    bench b = { .random = 1, .page_size = 16, .n_layers = 1 };
+    bench b = { .random = 1, .page_size = 16, .n_layers = 1, .back = ~0u };
     bool small = false;
     for (int i = 1; i < argc; i++) {
         uint32_t value = i + 1 < argc ? (uint32_t)strtoul(argv[i + 1], NULL, 10) : 0;
         if (!strcmp(argv[i], "small")) small = true;
         if (!strcmp(argv[i], "general")) b.general = true;
-        if (!strcmp(argv[i], "nofold")) b.nofold = true;
         if (!strcmp(argv[i], "noapart")) b.noapart = true;
         if (!strcmp(argv[i], "page")) b.page_size = value;
         if (!strcmp(argv[i], "layers")) b.n_layers = value;
-        if (!strcmp(argv[i], "split")) b.split = value;
+        if (!strcmp(argv[i], "split")) {
+            b.split = value;
+            b.split_given = true;
+        }
+        if (!strcmp(argv[i], "back")) b.back = value;
         if (!strcmp(argv[i], "only")) b.only = argv[i + 1];
     }
     bool good = mp_cu_device_open(0, &b.device, &b.err) == MEPIC_OK;

@@ -62,7 +62,6 @@ static const world_case cases[] = {
 static void run(cuda_world *w, uint16_t *out) {
     cuda_world_poison(w);
     assert_int_equal(mp_cu_attend_decode(cuda_world_attend(w), 0), cudaSuccess);
-    assert_int_equal(mp_cu_attend_fold(cuda_world_attend(w), 0), cudaSuccess);
     cuda_world_read(w, out);
 }
 
@@ -159,7 +158,6 @@ static void test_no_work(void **state) {
     mp_cu_attend a = *cuda_world_attend(w);
     a.max_items = a.max_folds = 0;
     assert_int_equal(mp_cu_attend_decode(&a, 0), cudaSuccess);
-    assert_int_equal(mp_cu_attend_fold(&a, 0), cudaSuccess);
     cuda_world_close(w);
 }
 

@@ -46,7 +46,6 @@ static result run_decode(cuda_world *w, uint32_t arch) {
     cuda_world_poison(w);
     assert_int_equal(mp_cu_attend_open(0), cudaSuccess);
     assert_int_equal(mp_cu_attend_decode(a, 0), cudaSuccess);
-    assert_int_equal(mp_cu_attend_fold(a, 0), cudaSuccess);
     return outputs_of(w);
 }
 

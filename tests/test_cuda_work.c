@@ -138,16 +138,15 @@ static uint32_t keys_of_fold(const world *w, const mp_cu_work *work, const mp_cu
         uint32_t found = 0;
         for (uint32_t i = 0; i < work->counts->n_items; i++) {
             const mp_cu_item *item = &work->items[i];
-            const mp_cu_cell *cell = &work->cells[item->cell];
             for (uint32_t j = item->first_reader; j < item->first_reader + item->n_readers; j++) {
                 const mp_cu_reader *reader = &work->readers[j];
                 if (reader->slot != slot) continue;
                 found++;
                 assert_int_equal(reader->row, fold->row);
-                assert_true(reader->lo < reader->hi && reader->hi <= cell->n_tokens);
+                assert_true(reader->lo < reader->hi && reader->hi <= item->n_tokens);
                 for (uint32_t t = reader->lo; t < reader->hi; t++) {
                     if (!(reader->mask >> (t / w->page_size) & 1)) continue;
-                    add_key(w, keys, &n, work->pages + cell->first_page, t, reader->delta);
+                    add_key(w, keys, &n, work->pages + item->first_page, t, reader->delta);
                 }
             }
         }
@@ -171,6 +170,17 @@ static uint32_t keys_of_block(const world *w, const mp_cu_work *work, const mp_c
         }
     }
     return n;
+}
+
+/* Keys that may be read before the step's rows are stored are none of them. */
+static void check_before(const world *w, const mp_cu_work *work, const mp_cu_item *item) {
+    assert_true(item->n_before <= item->n_tokens);
+    for (uint32_t t = 0; t < item->n_before; t++) {
+        uint32_t page = work->pages[item->first_page + t / w->page_size];
+        for (uint32_t r = 0; r < work->counts->n_rows; r++) {
+            assert_false(work->rows[r].page == page && work->rows[r].slot == t % w->page_size);
+        }
+    }
 }
 
 static void check_step(const world *w, const mp_cu_work *work, const mp_cu_lists_config *config, uint32_t seed) {
@@ -204,8 +214,9 @@ static void check_step(const world *w, const mp_cu_work *work, const mp_cu_lists
         }
     }
     for (uint32_t r = 0; r < w->step.n_rows; r++) assert_int_equal(seen[r], 1);
-    for (uint32_t i = 0; config->item_readers && i < work->counts->n_items; i++) {
-        assert_in_range(work->items[i].n_readers, 1, config->item_readers);
+    for (uint32_t i = 0; i < work->counts->n_items; i++) {
+        check_before(w, work, &work->items[i]);
+        if (config->item_readers) assert_in_range(work->items[i].n_readers, 1, config->item_readers);
     }
 }
 
@@ -255,7 +266,7 @@ static void dear_items_come_first(void **state) {
     const mp_cu_work *work = mp_cu_lists_host(lists);
     uint64_t last = UINT64_MAX;
     for (uint32_t i = 0; i < work->counts->n_items; i++) {
-        uint64_t cost = (uint64_t)work->items[i].n_readers * work->cells[work->items[i].cell].n_tokens;
+        uint64_t cost = (uint64_t)work->items[i].n_readers * work->items[i].n_tokens;
         assert_true(cost / 2 < last); /* by powers of two */
         last = cost;
     }

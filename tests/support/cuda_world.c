@@ -225,7 +225,11 @@ static void *upload(cuda_world *w, const void *data, size_t bytes) {
 
 static void write_counts(cuda_world *w) {
     mp_cu_counts counts = {
-        .n_rows = w->n_rows, .n_items = w->n_items, .n_folds = w->n_folds, .n_blocks = w->n_blocks
+        .n_rows = w->n_rows,
+        .n_items = w->n_items,
+        .n_folds = w->n_folds,
+        .n_blocks = w->n_blocks,
+        .n_back = rng_below(&w->random, 2) ? rng_below(&w->random, 200) : 0,
     };
     CHECK(cudaMemcpy(w->attend.work.counts, &counts, sizeof counts, cudaMemcpyHostToDevice));
     w->attend.max_items = w->n_items;
@@ -253,7 +257,10 @@ void cuda_world_regroup(cuda_world *w, uint32_t max_readers) {
             if (w->reader_cells[i] != cell) continue;
             if (!item || item->n_readers == max_readers) {
                 item = &w->items[w->n_items++];
-                *item = (mp_cu_item){ cell, n, 0 };
+                uint16_t n_tokens = (uint16_t)w->cells[cell].n_tokens;
+                uint16_t n_before = (uint16_t)rng_below(&w->random, n_tokens + 1u);
+                *item =
+                    (mp_cu_item){ w->cells[cell].first_page, n_tokens, n_before, n, 0, rng_below(&w->random, 2) & 1 };
             }
             sorted[n++] = w->readers[i];
             item->n_readers++;

@@ -7,7 +7,7 @@
  * last page. An error of CUDA or of memory ends the program with a message.
  *
  * Typical use:  cuda_world_open(&spec, &w); mp_cu_attend_open(0); cuda_world_poison(w);
- *               mp_cu_attend_decode(cuda_world_attend(w), 0); mp_cu_attend_fold(cuda_world_attend(w), 0);
+ *               mp_cu_attend_decode(cuda_world_attend(w), 0);
  *               cuda_world_read(w, out); cuda_world_error(w, out, &worst); cuda_world_close(w); */
 #ifndef MEPIC_TESTS_SUPPORT_CUDA_WORLD_H
 #define MEPIC_TESTS_SUPPORT_CUDA_WORLD_H

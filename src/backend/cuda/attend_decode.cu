@@ -270,10 +270,9 @@ template <int D> __global__ void __launch_bounds__(THREADS) attend_decode(const 
         uint32_t unit = sh.unit;
         if (unit >= n_units) break;
         mp_cu_item item = a.work.items[unit / a.n_kv_heads];
-        mp_cu_cell cell = a.work.cells[item.cell];
         t.kv_head = unit % a.n_kv_heads;
-        t.pages = a.work.pages + cell.first_page;
-        t.n_tokens = cell.n_tokens;
+        t.pages = a.work.pages + item.first_page;
+        t.n_tokens = item.n_tokens;
         for (uint32_t first = 0; first < item.n_readers; first += t.n_readers) {
             t.n_readers = min(TILE_ROWS / t.group, item.n_readers - first);
             t.n_rows = t.n_readers * t.group;
@@ -286,7 +285,7 @@ template <int D> __global__ void __launch_bounds__(THREADS) attend_decode(const 
             __syncthreads();
         }
     }
-    if (threadIdx.x == 0) mp_leave_grid(&a.work.counts->next_unit, &a.work.counts->done, gridDim.x);
+    if (threadIdx.x == 0) mp_leave_decode(a.work.counts, gridDim.x);
 }
 
 template <int D> cudaError_t open_kernel(void) {
@@ -329,13 +328,17 @@ cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t group = a->n_heads / a->n_kv_heads;
     if (!a->max_items) return cudaSuccess;
     if (group > 16 || a->page_size & (a->page_size - 1)) return cudaErrorInvalidValue;
-    if (for_sm90(a->arch, a->head_dim)) return mp_cu_attend_decode_sm90(a, stream);
-    switch (a->head_dim) {
-    case 64: return launch<64>(a, stream);
-    case 80: return launch<80>(a, stream);
-    case 96: return launch<96>(a, stream);
-    case 128: return launch<128>(a, stream);
-    case 256: return launch<256>(a, stream);
-    default: return cudaErrorInvalidValue;
+    cudaError_t e = cudaErrorInvalidValue;
+    if (for_sm90(a->arch, a->head_dim)) {
+        e = mp_cu_attend_decode_sm90(a, stream);
+    } else {
+        switch (a->head_dim) {
+        case 64: e = launch<64>(a, stream); break;
+        case 80: e = launch<80>(a, stream); break;
+        case 96: e = launch<96>(a, stream); break;
+        case 128: e = launch<128>(a, stream); break;
+        case 256: e = launch<256>(a, stream); break;
+        }
     }
+    return e == cudaSuccess ? mp_cu_attend_fold(a, stream) : e;
 }

@@ -8,7 +8,9 @@
  *
  * A tile of up to 64 rows keeps one warpgroup busy; the others only hand the stages back. One stage comes from memory
  * in about 2,400 clocks and is computed in half of that, so there is no need to divide small tiles further. Everybody
- * counts tiles and stages, and what stands in which buffer follows from the count. */
+ * counts tiles and stages, and what stands in which buffer follows from the count.
+ *
+ * Keys that were there before this step are copied before the kernels in front of this one have ended. */
 #include "backend/cuda/attend_item.cuh"
 #include "backend/cuda/wgmma.cuh"
 
@@ -30,7 +32,7 @@ struct tile {
     uint32_t first_reader;
     uint16_t n_readers, kv_head; /* n_readers 0: the end */
     uint16_t first_stage, end_stage;
-    uint32_t n_tokens; /* of the cell */
+    uint16_t n_tokens, n_before, alone; /* of the item */
 };
 
 template <int D> struct shared {
@@ -58,24 +60,45 @@ __device__ __forceinline__ void wait_for_inputs(void) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+__device__ __forceinline__ mp_cu_item load_item(const mp_cu_attend &a, uint32_t unit) {
+    union {
+        uint4 bits;
+        mp_cu_item item;
+    } x = { __ldg((const uint4 *)(a.work.items + unit / a.n_kv_heads)) };
+    return x.item;
+}
+
+/* The next unit from one end of the list; n_units or more: they are all taken. Each block begins with one. */
+__device__ __forceinline__ uint32_t take_unit(mp_cu_counts *counts, uint32_t n_units, uint32_t n_blocks,
+                                              uint32_t n_back, bool back) {
+    uint64_t taken = atomicAdd((unsigned long long *)&counts->next_unit, back ? 1ull << 32 : 1ull);
+    uint32_t front = (uint32_t)taken, end = (uint32_t)(taken >> 32);
+    if (front + end + n_blocks >= n_units) return ~0u;
+    return back ? n_units - 1 - (n_back + end) : n_blocks - n_back + front;
+}
+
 /* Warp 1. */
 template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh) {
-    uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), unit = blockIdx.x;
-    uint32_t n_units = a.work.counts->n_items * a.n_kv_heads;
+    uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size);
+    mp_cu_item item = load_item(a, blockIdx.x); /* it may not count: asked for while the counts are on their way */
+    uint32_t n_units = a.work.counts->n_items * a.n_kv_heads, n_blocks = min(gridDim.x, n_units);
+    uint32_t n_back = min(a.work.counts->n_back, n_blocks), unit = blockIdx.x;
+    bool back = unit >= n_blocks - n_back && unit < n_blocks; /* takes from the end of the list */
+    if (back) {
+        unit = n_units - n_blocks + unit;
+        item = load_item(a, unit);
+    }
     uint32_t at_once = min((uint32_t)TILE_READERS, TILE_ROWS / (a.n_heads / a.n_kv_heads));
     uint32_t first = 0, left = 0, kv_head = 0;
-    mp_cu_cell cell = { 0, 0 };
     uint32_t ends[N_LISTS] = { 0 }; /* stages up to the end of the last tiles, the newest first */
     for (uint32_t n = 0;; n++) {
-        tile t = { 0, 0, 0, 0, 0, 0 };
+        tile t = { 0, 0, 0, 0, 0, 0, 0, 0 };
         while ((int32_t)(sh.issued - ends[N_LISTS - 1]) < 0 || (int32_t)(ends[0] - sh.issued) > AHEAD) __nanosleep(64);
         __syncwarp();
-        if (!left) { /* the first item, which may not count, is asked for while n_units is on its way */
-            mp_cu_item item = { 0, 0, 0 };
-            if (n == 0 || unit < n_units) item = a.work.items[unit / a.n_kv_heads];
+        if (!left) {
+            if (n > 0 && unit < n_units) item = load_item(a, unit);
             if (unit < n_units) {
                 kv_head = unit % a.n_kv_heads;
-                cell = a.work.cells[item.cell];
                 first = item.first_reader;
                 left = item.n_readers;
             }
@@ -85,14 +108,16 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
             t.n_readers = (uint16_t)((left + n_tiles - 1) / n_tiles);
             t.first_reader = first;
             t.kv_head = (uint16_t)kv_head;
-            t.n_tokens = cell.n_tokens;
+            t.n_tokens = item.n_tokens;
+            t.n_before = item.n_before;
+            t.alone = item.alone;
 #pragma unroll
             for (uint32_t i = lane; i < TILE_READERS; i += 32) {
                 if (i >= t.n_readers) break;
                 lo = min(lo, (uint32_t)a.work.readers[first + i].lo);
                 hi = max(hi, (uint32_t)a.work.readers[first + i].hi);
             }
-            const uint32_t *pages = a.work.pages + cell.first_page;
+            const uint32_t *pages = a.work.pages + item.first_page;
             for (uint32_t i = lane; i << shift < t.n_tokens; i += 32) sh.pages[n % N_LISTS][i] = pages[i];
             t.first_stage = (uint16_t)(__reduce_min_sync(~0u, lo) / 64);
             t.end_stage = (uint16_t)((__reduce_max_sync(~0u, hi) + 63) / 64);
@@ -108,17 +133,18 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
         for (int i = N_LISTS - 1; i > 0; i--) ends[i] = ends[i - 1];
         ends[0] += t.end_stage - t.first_stage;
         if (left) continue;
-        if (lane == 0) unit = gridDim.x + atomicAdd(&a.work.counts->next_unit, 1);
+        if (lane == 0) unit = take_unit(a.work.counts, n_units, n_blocks, n_back, back);
         unit = __shfl_sync(~0u, unit, 0);
     }
-    if (lane == 0) mp_leave_grid(&a.work.counts->next_unit, &a.work.counts->done, gridDim.x);
+    if (lane == 0) mp_leave_decode(a.work.counts, gridDim.x);
 }
 
 /* Warp 0. */
 template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &sh) {
     uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), count = 0;
     uint32_t piece = min(a.page_size, 64u); /* tokens of a copy */
-    wait_for_inputs();
+    const uint64_t once = mp_policy_once(), again = mp_policy_again();
+    bool waited = false;                    /* what was there before this step is copied without waiting */
     for (uint32_t n = 0;; n++) {
         mp_barrier_wait(mp_shared(&sh.taken[n % sh.N_TILES]), n / sh.N_TILES & 1);
         tile t = sh.tiles[n % sh.N_TILES];
@@ -127,6 +153,10 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
         for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
             uint32_t slot = count % sh.N_STAGES, key = stage * 64, n_keys = min(64u, t.n_tokens - key);
             uint32_t full = mp_shared(&sh.full[slot]), mine = key + lane * piece;
+            if (!waited && (n > 0 || key + n_keys > t.n_before)) {
+                wait_for_inputs();
+                waited = true;
+            }
             mp_barrier_wait(mp_shared(&sh.empty[slot]), (count / sh.N_STAGES & 1) ^ 1);
             if (n_keys < 64) mp_clear_values<D>(sh.kv[slot], n_keys);
             if (lane == 0) mp_barrier_expect(full, mp_keys_bytes<D>(n_keys));
@@ -135,7 +165,7 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
                 const uint8_t *from = base + sh.pages[n % N_LISTS][mine >> shift] * a.page_bytes;
                 from += (mine & (a.page_size - 1)) / 8 * sh.GROUP;
                 uint32_t to = mp_shared(sh.kv[slot]) + lane * piece / 8 * sh.GROUP;
-                mp_copy_keys<D>(to, from, min(piece, n_keys - lane * piece), full);
+                mp_copy_keys<D>(to, from, min(piece, n_keys - lane * piece), full, t.alone ? once : again);
             }
             __syncwarp();
             if (lane == 0) sh.issued = count + 1;

@@ -1,8 +1,7 @@
 /* The left fold of a decode row's partial states, in the order of its cells. A thread has some columns of one head: 4,
  * and many states under way, while all threads fit the GPU at once (what counts is the time memory takes to answer);
  * else 8 and fewer (what counts is how many threads wait for it). */
-#include "backend/cuda/fold.cuh"
-#include "backend/cuda/kernels.h"
+#include "backend/cuda/attend_item.cuh"
 
 enum { THREADS = 128 };
 
@@ -45,6 +44,7 @@ static __global__ void __launch_bounds__(THREADS) attend_fold(const __grid_const
     bool there = i < a.work.counts->n_folds;
     if (there) fold = a.work.folds[i];
 #if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
     asm volatile("griddepcontrol.wait;" ::: "memory"); /* the decode kernel has ended; the lists were there before */
 #endif
     if (!there) return;

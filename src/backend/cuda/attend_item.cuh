@@ -13,6 +13,7 @@
 /* The sm_90a path; head_dim 64 and 128 (attend_decode_sm90.cu). */
 extern "C" cudaError_t mp_cu_attend_decode_sm90(const mp_cu_attend *a, cudaStream_t stream);
 extern "C" cudaError_t mp_cu_attend_decode_sm90_open(void);
+extern "C" cudaError_t mp_cu_attend_fold(const mp_cu_attend *a, cudaStream_t stream); /* of what the others left */
 extern "C" uint32_t mp_cu_attend_decode_sm90_readers(uint32_t group); /* of a tile */
 
 /* Which of the 64 keys from `key` on a reader sees; window: lo, hi in the upper half; pages of 1 << shift tokens. */
@@ -102,13 +103,13 @@ static __device__ void mp_turn_tile(uint8_t *q, const mp_cu_rope &rope, uint32_t
     }
 }
 
-/* The last block to leave a persistent grid puts its counter back to 0. One thread of each block calls it, once, after
- * its last use of the counter. */
-static __device__ __forceinline__ void mp_leave_grid(uint32_t *counter, uint32_t *done, uint32_t n_blocks) {
+/* The last block to leave a persistent grid puts its counters back to 0. One thread of each block calls it, once, after
+ * its last use of them. */
+static __device__ __forceinline__ void mp_leave_decode(mp_cu_counts *counts, uint32_t n_blocks) {
     __threadfence();
-    if (atomicAdd(done, 1) != n_blocks - 1) return;
-    *counter = 0;
-    *done = 0;
+    if (atomicAdd(&counts->done, 1) != n_blocks - 1) return;
+    counts->next_unit = counts->next_back = 0;
+    counts->done = 0;
 }
 
 #endif

@@ -142,7 +142,7 @@ static __device__ void produce_unit(const mp_cu_attend *a, shared<D> *sh, const 
         if (ahead < n_keys) { /* seen or not: what stays in the ring may be NaN */
             uint32_t to = mp_shared(sh->ring[at->slot]) + ahead / 8 * shape<D>::GROUP;
             mp_copy_keys<D>(to, (const uint8_t *)(index < 32 ? low : high), min(n_keys - ahead, 1u << shift),
-                            mp_shared(&sh->full[at->slot]));
+                            mp_shared(&sh->full[at->slot]), mp_policy_again());
         }
         advance(at, shape<D>::RING);
     }

@@ -165,6 +165,8 @@ static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t arch
                                  .block_rows = mp_cu_attend_block_rows(hp->n_heads, hp->n_kv_heads),
                                  .item_readers =
                                      mp_cu_attend_item_readers(arch, hp->head_dim, hp->n_heads, hp->n_kv_heads),
+                                 .n_kv_heads = hp->n_kv_heads,
+                                 .n_sm = n_sm,
                                  .few_blocks = (2 * n_sm + hp->n_kv_heads - 1) / hp->n_kv_heads };
 }
 
@@ -563,10 +565,7 @@ static void cuda_attend(mp_backend *b, uint32_t layer) {
                              .max_items = c->has_items ? c->n_pages : 0,
                              .max_folds = c->has_items ? c->bucket : 0,
                              .max_blocks = c->has_blocks ? c->bucket : 0 };
-    if (c->has_items) {
-        CUDA_TRY(&c->device, mp_cu_attend_decode(&a, c->device.stream));
-        CUDA_TRY(&c->device, mp_cu_attend_fold(&a, c->device.stream));
-    }
+    if (c->has_items) CUDA_TRY(&c->device, mp_cu_attend_decode(&a, c->device.stream));
     if (c->has_blocks) CUDA_TRY(&c->device, mp_cu_attend_prefill(&a, c->device.stream));
 }
 

@@ -64,10 +64,13 @@ typedef struct mp_cu_reader {
     uint16_t lo, hi; /* hi is cut at the causal edge and at n_tokens; lo < hi */
 } mp_cu_reader;
 
-/* Decode work: one cell for all rows that read it; a unit of work is (item, kv head). */
+/* Decode work: one cell for all rows that read it; a unit of work is (item, kv head). 16 bytes. */
 typedef struct mp_cu_item {
-    uint32_t cell;
-    uint32_t first_reader, n_readers; /* into mp_cu_work.readers */
+    uint32_t first_page;              /* of the cell */
+    uint16_t n_tokens;                /* of the cell */
+    uint16_t n_before;                /* keys of the cell that were there before this step: may be read ahead */
+    uint32_t first_reader;            /* into mp_cu_work.readers */
+    uint32_t n_readers : 31, alone : 1; /* alone: no other item has this cell */
 } mp_cu_item;
 
 /* A decode row's partial states, in fold order: slots [first_slot, first_slot + n_slots). */
@@ -93,7 +96,10 @@ typedef struct mp_cu_ref {
 
 typedef struct mp_cu_counts {
     uint32_t n_rows, n_logits, n_items, n_folds, n_blocks;
-    uint32_t next_unit;  /* work counters of persistent grids; 0 when a step starts and when a launch has ended */
+    uint32_t n_back; /* blocks of the decode grid that begin at the end of the list, where items of few readers are */
+    /* Work counters of persistent grids; 0 when a step starts and when a launch has ended. next_unit and next_back are
+     * one 64-bit word to those that take from both ends. */
+    uint32_t next_unit, next_back;
     uint32_t next_block;
     uint32_t done;
 } mp_cu_counts;
@@ -140,10 +146,9 @@ typedef struct mp_cu_attend {
     uint32_t max_items, max_folds, max_blocks; /* of this launch: upper bounds of what counts may say; 0: none */
 } mp_cu_attend;
 
-/* Decode items, the fold of their partial states, prefill blocks. `a` is host memory, copied at the call. */
+/* Decode items with the fold of their partial states; prefill blocks. `a` is host memory, copied at the call. */
 cudaError_t mp_cu_attend_open(int device); /* sets kernel attributes; again for the same device is harmless */
 cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream);
-cudaError_t mp_cu_attend_fold(const mp_cu_attend *a, cudaStream_t stream);
 cudaError_t mp_cu_attend_prefill(const mp_cu_attend *a, cudaStream_t stream);
 /* Rows a block may have for this shape (a power of two >= 1, n_rows * heads per kv head is at most 128). */
 uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads);

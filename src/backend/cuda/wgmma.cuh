@@ -32,10 +32,25 @@ static __device__ __forceinline__ void mp_barrier_wait(uint32_t barrier, uint32_
                  : "memory");
 }
 
+/* Hints to L2: what is read once leaves before anything else does; what is read again soon stays. */
+static __device__ __forceinline__ uint64_t mp_policy_once(void) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+static __device__ __forceinline__ uint64_t mp_policy_again(void) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 /* bytes from global to shared memory, both 16-byte aligned, counted by the barrier. */
-static __device__ __forceinline__ void mp_bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
+static __device__ __forceinline__ void mp_bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier,
+                                                    uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+                 "%4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
                  : "memory");
 }
 
@@ -53,14 +68,15 @@ static __device__ __forceinline__ void mp_named_barrier(uint32_t name, uint32_t 
 /* Copies n keys and their values, which lie together, to a stage; both begin with a group. What is behind the last key
  * of its group is left out of the values. */
 template <int D>
-static __device__ __forceinline__ void mp_copy_keys(uint32_t to, const uint8_t *from, uint32_t n, uint32_t barrier) {
+static __device__ __forceinline__ void mp_copy_keys(uint32_t to, const uint8_t *from, uint32_t n, uint32_t barrier,
+                                                    uint64_t policy) {
     const uint32_t whole = n / 8 * (32 * D), rest = n % 8;
-    if (whole) mp_bulk_copy(to, from, whole, barrier);
+    if (whole) mp_bulk_copy(to, from, whole, barrier, policy);
     if (!rest) return;
-    mp_bulk_copy(to + whole, from + whole, 16 * D, barrier);
+    mp_bulk_copy(to + whole, from + whole, 16 * D, barrier, policy);
 #pragma unroll
     for (uint32_t panel = 16 * D; panel < 32 * D; panel += 1024) {
-        mp_bulk_copy(to + whole + panel, from + whole + panel, rest * 128, barrier);
+        mp_bulk_copy(to + whole + panel, from + whole + panel, rest * 128, barrier, policy);
     }
 }
 

@@ -34,6 +34,7 @@ struct mp_cu_lists {
     uint32_t *plan_cell; /* [cells of the step] the other way */
     uint32_t *n_readers; /* [cells of the step] */
     uint32_t *next;      /* [cells of the step] where its next reader goes */
+    uint32_t *n_before;  /* [cells of the step] its tokens that no row of this step is */
     uint32_t *order;     /* [cells or blocks of the step] by cost */
     uint64_t *cost;
     mp_cu_block *blocks; /* [PART_BLOCKS] before they are sorted */
@@ -111,12 +112,14 @@ mepic_status mp_cu_lists_open(mp_cu_device *d, const mp_cu_lists_config *config,
     l->plan_cell = mp_calloc(l->max_cells, sizeof *l->plan_cell);
     l->n_readers = mp_calloc(l->max_cells, sizeof *l->n_readers);
     l->next = mp_calloc(l->max_cells, sizeof *l->next);
+    l->n_before = mp_calloc(l->max_cells, sizeof *l->n_before);
     l->order = mp_calloc(n, sizeof *l->order);
     l->cost = mp_calloc(n, sizeof *l->cost);
     l->blocks = mp_calloc(l->cap[PART_BLOCKS], sizeof *l->blocks);
     mepic_status status = MEPIC_OK;
     void *device = NULL;
-    if (!l->cell_of || !l->plan_cell || !l->n_readers || !l->next || !l->order || !l->cost || !l->blocks) {
+    if (!l->cell_of || !l->plan_cell || !l->n_readers || !l->next || !l->n_before || !l->order || !l->cost ||
+        !l->blocks) {
         status = mp_fail_nomem(err, "a step's lists", n * sizeof *l->cost);
     }
     for (uint32_t i = 0; i < 2 && status == MEPIC_OK; i++) {
@@ -150,6 +153,7 @@ void mp_cu_lists_close(mp_cu_lists *l) {
     mp_free(l->plan_cell);
     mp_free(l->n_readers);
     mp_free(l->next);
+    mp_free(l->n_before);
     mp_free(l->order);
     mp_free(l->cost);
     mp_free(l->blocks);
@@ -190,10 +194,18 @@ static bool use_cell(mp_cu_lists *l, const mp_plan *plan, uint32_t id, uint32_t 
         l->n[PART_CELLS]++;
         l->plan_cell[at] = id;
         l->n_readers[at] = 0;
+        l->n_before[at] = cell->n_tokens;
         l->cell_of[id] = at;
     }
     *out = l->cell_of[id];
     return true;
+}
+
+/* The cell of `ref`, a sequence's own, gets the sequence's rows from `index` of its stream on. */
+static void note_rows(mp_cu_lists *l, const mp_cell_ref *ref, uint32_t index, uint32_t cell) {
+    int64_t first = (int64_t)index - ref->first;
+    if (first < 0) first = 0;
+    if (!ref->shared && first < l->n_before[cell]) l->n_before[cell] = (uint32_t)first;
 }
 
 /* ---- By cost ----------------------------------------------------------------------------------------------------- */
@@ -227,6 +239,7 @@ static bool count_readers(mp_cu_lists *l, const mp_step *step, const mp_plan_seq
         for (uint32_t k = 0; k < seq->n_refs; k++) {
             if (!sees(step->plan, &seq->refs[k], edge_of(step->plan, &seq->refs[k], &step->rows[r]))) continue;
             if (!use_cell(l, step->plan, seq->refs[k].cell, &at)) return false;
+            note_rows(l, &seq->refs[k], step->rows[r].index, at);
             l->n_readers[at]++;
             l->n[PART_READERS]++;
         }
@@ -236,28 +249,58 @@ static bool count_readers(mp_cu_lists *l, const mp_step *step, const mp_plan_seq
     return true;
 }
 
-/* In how many items the cell's readers are. */
-static uint32_t parts_of(const mp_cu_lists *l, uint32_t cell) {
-    uint32_t n = l->n_readers[cell], most = l->config.item_readers;
-    return most ? (n + most - 1) / most : n > 0;
+/* The readers of an item of a cell with so many left: a whole tile, while there is one. */
+static uint32_t part_of(const mp_cu_lists *l, uint32_t n_readers) {
+    uint32_t most = l->config.item_readers;
+    return most && n_readers > most ? most : n_readers;
 }
 
+/* Clocks of a tile on an H100, in hundreds: to begin and end, and per stage; with more than half of its rows, and with
+ * fewer, of which a multiprocessor has two at a time. */
+enum { LARGE_TILE = 50, LARGE_STAGE = 17, SMALL_TILE = 15, SMALL_STAGE = 5 };
+
+/* Large tiles keep the tensor cores busy and small ones the memory, so some blocks begin with the small ones, which
+ * come last in the list: as many as finish them a little before the others finish the large ones. With few large ones
+ * it is they that finish last, and all blocks begin with them. */
+static uint32_t count_back(const mp_cu_lists *l) {
+    const mp_cu_item *items = (const mp_cu_item *)(const void *)(l->host + l->at[PART_ITEMS]);
+    uint64_t large = 0, small = 0, n_large = 0, n_sm = l->config.n_sm;
+    for (size_t i = 0; i < l->n[PART_ITEMS]; i++) {
+        uint64_t n_stages = (items[i].n_tokens + MP_CU_STAGE_TOKENS - 1) / MP_CU_STAGE_TOKENS;
+        if (items[i].n_readers > l->config.item_readers / 2) {
+            large += LARGE_TILE + LARGE_STAGE * n_stages;
+            n_large++;
+        } else {
+            small += SMALL_TILE + SMALL_STAGE * n_stages;
+        }
+    }
+    if (n_large * l->config.n_kv_heads < 3 * n_sm) return 0;
+    uint64_t n = n_sm * small * 8 / ((small + large) * 10);
+    return (uint32_t)(n < n_sm / 2 ? n : n_sm / 2);
+}
+
+/* Items of a cell stand together, so that what one block reads from memory another finds in L2. */
 static void make_items(mp_cu_lists *l) {
     uint32_t n_cells = (uint32_t)l->n[PART_CELLS], at = 0;
     mp_cu_item *items = list(l, PART_ITEMS);
     const mp_cu_cell *cells = list(l, PART_CELLS);
     for (uint32_t i = 0; i < n_cells; i++) {
-        uint32_t parts = parts_of(l, i);
         l->next[i] = at;
         at += l->n_readers[i];
-        l->cost[i] = parts ? (uint64_t)((l->n_readers[i] + parts - 1) / parts) * cells[i].n_tokens : 0;
+        l->cost[i] = (uint64_t)part_of(l, l->n_readers[i]) * cells[i].n_tokens;
     }
     sort_by_cost(l, n_cells);
     for (uint32_t i = 0; i < n_cells; i++) {
         uint32_t cell = l->order[i], first = l->next[cell], left = l->n_readers[cell]; /* 0: of blocks only */
-        for (uint32_t parts = parts_of(l, cell); parts; parts--) {
-            uint32_t n = (left + parts - 1) / parts;
-            items[l->n[PART_ITEMS]++] = (mp_cu_item){ .cell = cell, .first_reader = first, .n_readers = n };
+        bool alone = part_of(l, left) == left;
+        while (left) {
+            uint32_t n = part_of(l, left);
+            items[l->n[PART_ITEMS]++] = (mp_cu_item){ .first_page = cells[cell].first_page,
+                                                      .n_tokens = (uint16_t)cells[cell].n_tokens,
+                                                      .n_before = (uint16_t)l->n_before[cell],
+                                                      .first_reader = first,
+                                                      .n_readers = n & INT32_MAX,
+                                                      .alone = alone };
             first += n;
             left -= n;
         }
@@ -298,6 +341,7 @@ static bool add_blocks(mp_cu_lists *l, const mp_step *step, uint32_t seq_id) {
         /* The last row sees the most. */
         if (!sees(plan, ref, edge_of(plan, ref, &step->rows[seq->row + seq->n_rows - 1]))) continue;
         if (!use_cell(l, plan, ref->cell, &cell)) return false;
+        note_rows(l, ref, step->rows[seq->row].index, cell);
         refs[l->n[PART_REFS]++] = (mp_cu_ref){ .mask = ref->mask,
                                                .cell = cell,
                                                .base = ref->base,
@@ -376,7 +420,8 @@ bool mp_cu_lists_build(mp_cu_lists *l, const mp_step *step) {
                                                             .n_logits = (uint32_t)l->n[PART_LOGIT_ROWS],
                                                             .n_items = (uint32_t)l->n[PART_ITEMS],
                                                             .n_folds = (uint32_t)l->n[PART_FOLDS],
-                                                            .n_blocks = (uint32_t)l->n[PART_BLOCKS] };
+                                                            .n_blocks = (uint32_t)l->n[PART_BLOCKS],
+                                                            .n_back = count_back(l) };
     return true;
 }
 
