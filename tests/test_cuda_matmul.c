@@ -153,7 +153,7 @@ static void check_value(const product_case *p, const uint8_t *out, uint32_t r, u
     if (s->out == MP_CU_OUT_BF16) bound += fabs(want) / 256;
     double off = fabs((double)got - want);
     l->worst = fmax(l->worst, (off - bound) / (size * scale));
-    bound += size * scale * (s->e4m3 ? 0x1p-10 : 0x1p-19);
+    bound += size * scale * (s->e4m3 ? 0x1p-13 : 0x1p-19);
     if (!(off <= bound)) {
         fail_msg("[%u, %u] %s, out %d, row %u output %u: %.9g, not %.9g", s->n_out, s->n_in, s->e4m3 ? "e4m3" : "bf16",
                  (int)s->out, r, n, (double)got, want);

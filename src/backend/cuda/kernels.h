@@ -39,6 +39,13 @@ typedef struct mp_cu_matrix {
 } mp_cu_matrix;
 #define MP_CU_E4M3_MAX 448.0f
 
+/* What a product leaves. */
+typedef enum mp_cu_out {
+    MP_CU_OUT_BF16,    /* out bf16 [rows, n_out], rounded once */
+    MP_CU_OUT_F32,     /* out fp32 */
+    MP_CU_OUT_ADD_F32, /* out fp32 += */
+} mp_cu_out;
+
 /* ---- A step's work ----------------------------------------------------------------------------------------------- */
 
 typedef struct mp_cu_row {

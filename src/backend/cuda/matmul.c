@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/cuda/few_rows_e4m3.h"
 #include "base/hash.h"
 #include "base/mem.h"
 
@@ -20,8 +21,14 @@ static const size_t WORKSPACE = (size_t)4 << 20;
 static const size_t FLUSH =
     (size_t)128 << 20; /* more than L2 holds, and long enough that launches queue up behind it */
 
+/* The library's, or our own kernel for few rows. */
+typedef struct algorithm {
+    cublasLtMatmulAlgo_t lt;
+    bool own; /* and not lt */
+} algorithm;
+
 typedef struct candidate {
-    cublasLtMatmulAlgo_t algo;
+    algorithm algo;
     uint64_t hash;      /* of the fixed row's result; 0: it depends on where the row stands */
     float once, us;     /* a short measurement; a longer one, where that was not far behind */
     bool loaded, close; /* close to the fastest: only these have a hash */
@@ -37,7 +44,7 @@ typedef struct product {
     uint64_t hash; /* of the result of its first weights; 0: its algorithms differ */
     uint32_t n_buckets;
     struct {
-        cublasLtMatmulAlgo_t algo;
+        algorithm algo;
         uint32_t pad; /* rows to compute at least */
         mp_cu_measured measured;
     } buckets[MAX_BUCKETS];
@@ -46,6 +53,7 @@ typedef struct product {
 struct mp_cu_matmul {
     mp_cu_device *device;
     cublasLtHandle_t handle;
+    mp_cu_few few;
     void *workspace;
     bool same_bits;
     uint32_t n_products;
@@ -111,7 +119,7 @@ static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, mp_cu
               CUBLAS_TRY(d, cublasLtMatrixLayoutInit(&c->out, out, s->n_out, rows, s->n_out));
     if (!ok || !s->e4m3) return ok;
     const int32_t row_scales = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
-    const int8_t fast = 0; /* sums are promoted to fp32 on their way: the tensor cores' own have 14 bits */
+    const int8_t fast = 0; /* sums of 128 are added in fp32: the tensor cores' own sums are 15 times less exact */
     return set(d, c, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &row_scales, sizeof row_scales) &&
            set(d, c, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &row_scales, sizeof row_scales) &&
            set(d, c, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w.scales, sizeof w.scales) &&
@@ -119,13 +127,16 @@ static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, mp_cu
            set(d, c, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
 }
 
-static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
-                     mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
+static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, mp_cu_matrix x,
+                     mp_cu_matrix w, void *out, cudaStream_t stream) {
+    if (algo->own) {
+        return CUDA_TRY(m->device, mp_cu_few_run(&m->few, s->n_out, s->n_in, rows, s->out, x, w, out, stream));
+    }
     const float one = 1.0f, keep = s->out == MP_CU_OUT_ADD_F32 ? 1.0f : 0.0f;
     call c;
     return describe(m->device, s, rows, x, w, &c) &&
            CUBLAS_TRY(m->device, cublasLtMatmul(m->handle, &c.what, &one, w.data, &c.w, x.data, &c.x, &keep, out,
-                                                &c.out, out, &c.out, algo, m->workspace, WORKSPACE, stream));
+                                                &c.out, out, &c.out, &algo->lt, m->workspace, WORKSPACE, stream));
 }
 
 bool mp_cu_matmul_run(mp_cu_matmul *m, uint32_t i, uint32_t n_rows, mp_cu_matrix x, mp_cu_matrix w, void *out,
@@ -170,8 +181,8 @@ static bool fill_x(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, scratch
 }
 
 /* Runs once with the first weights, and hashes what the fixed row gives at its first, a middle and its last place. */
-static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
-                           scratch *t, uint64_t *out) {
+static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, scratch *t,
+                           uint64_t *out) {
     mp_cu_device *d = m->device;
     size_t bytes = s->n_out * out_size(s->out);
     const uint32_t last = (rows - 1) / FIXED, places[] = { 0, last / 2 * FIXED, last * FIXED };
@@ -194,8 +205,8 @@ static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows,
 }
 
 /* Time of one run in microseconds: n of them queued behind a write that empties the cache. */
-static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
-                      uint32_t n, scratch *t, float *us) {
+static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, uint32_t n,
+                      scratch *t, float *us) {
     mp_cu_device *d = m->device;
     bool ok = CUDA_TRY(d, cudaMemsetAsync(t->flush, 0, FLUSH, d->stream)) &&
               CUDA_TRY(d, cudaEventRecord(t->start, d->stream));
@@ -218,9 +229,10 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
     return status == CUBLAS_STATUS_SUCCESS && parts > 1;
 }
 
-static void add_candidate(bucket *b, const cublasLtMatmulAlgo_t *algo) {
+static void add_candidate(bucket *b, const algorithm *algo) {
     for (uint32_t i = 0; i < b->n_candidates; i++) {
-        if (memcmp(&b->candidates[i].algo, algo, sizeof *algo) == 0) return;
+        const algorithm *other = &b->candidates[i].algo;
+        if (other->own == algo->own && memcmp(&other->lt, &algo->lt, sizeof algo->lt) == 0) return;
     }
     if (b->n_candidates < MAX_CANDIDATES) b->candidates[b->n_candidates++] = (candidate){ .algo = *algo };
 }
@@ -255,18 +267,20 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
         cublasLtMatmulAlgoGetHeuristic(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &wish, MAX_FOUND, found, &n);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) return true; /* choose says it better */
     for (int i = 0; i < n; i++) {
-        if (found[i].state == CUBLAS_STATUS_SUCCESS && !splits_k(&found[i].algo)) add_candidate(b, &found[i].algo);
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && !splits_k(&found[i].algo)) {
+            add_candidate(b, &(algorithm){ .lt = found[i].algo });
+        }
     }
     return CUBLAS_TRY(d, status);
 }
 
 /* Whether an algorithm, found for another number of rows, can do this one. */
-static bool can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
-                const scratch *t) {
+static bool can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, const scratch *t) {
+    if (algo->own) return rows <= MP_CU_FEW_ROWS;
     cublasLtMatmulHeuristicResult_t result;
     call c;
     if (!describe(m->device, s, rows, t->in, s->weights[0], &c)) return false;
-    cublasStatus_t status = cublasLtMatmulAlgoCheck(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, algo, &result);
+    cublasStatus_t status = cublasLtMatmulAlgoCheck(m->handle, &c.what, &c.w, &c.x, &c.out, &c.out, &algo->lt, &result);
     return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE;
 }
 
@@ -277,8 +291,7 @@ static float fastest_time(const bucket *b) {
 }
 
 /* The first launch of an algorithm loads its kernel: that is not its time. Few rows do for that. */
-static bool load_kernel(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const cublasLtMatmulAlgo_t *algo,
-                        scratch *t) {
+static bool load_kernel(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, scratch *t) {
     if (rows > FEW_ROWS) rows = FEW_ROWS;
     return !can(m, s, rows, algo, t) || multiply(m, s, rows, algo, t->in, s->weights[0], t->out, m->device->stream);
 }
@@ -300,7 +313,7 @@ static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scr
         candidate *k = &b->candidates[i];
         float us = INFINITY;
         k->once = k->us;
-        if (k->us <= 1.3f * best) ok = time_runs(m, s, b->rows, &k->algo, n, t, &us);
+        if (k->us <= 1.3f * best && k->us < INFINITY) ok = time_runs(m, s, b->rows, &k->algo, n, t, &us);
         k->us = us;
     }
     best = fastest_time(b);
@@ -401,12 +414,15 @@ static uint32_t most_rows(const mp_cu_shape *s) {
     return rows < MAX_MEASURED ? rows : MAX_MEASURED;
 }
 
-/* The candidates of the bucket before, without those that were hopeless there. */
+/* The library's candidates of the bucket before, without those that were hopeless there. */
 static void take_over(const bucket *before, bucket *b) {
     float best = INFINITY;
-    for (uint32_t i = 0; i < before->n_candidates; i++) best = fminf(best, before->candidates[i].once);
     for (uint32_t i = 0; i < before->n_candidates; i++) {
-        if (before->candidates[i].once <= 4 * best) b->candidates[b->n_candidates++] = before->candidates[i];
+        if (!before->candidates[i].algo.own) best = fminf(best, before->candidates[i].once);
+    }
+    for (uint32_t i = 0; i < before->n_candidates; i++) {
+        const candidate *k = &before->candidates[i];
+        if (!k->algo.own && k->once <= 4 * best) b->candidates[b->n_candidates++] = *k;
     }
 }
 
@@ -426,6 +442,7 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
             ok = find_algorithms(m, shape, rows, t, b);
         }
         for (uint32_t few = 1; ok && i == 0 && few <= FEW_ROWS; few *= 4) ok = find_algorithms(m, shape, few, t, b);
+        if (shape->e4m3 && m->few.describe && rows <= MP_CU_FEW_ROWS) add_candidate(b, &(algorithm){ .own = true });
         b->rows = rows;
         ok = ok && measure_bucket(m, shape, b, t);
     }
@@ -506,6 +523,7 @@ mepic_status mp_cu_matmul_open(mp_cu_device *device, const mp_cu_shape *shapes, 
         status = mp_cu_status(device, err);
         goto fail;
     }
+    if (mp_cu_matmul_has_e4m3(device)) mp_cu_few_open(device->n_sm, &m->few);
     if ((status = mp_cu_take(device, WORKSPACE, "products' workspace", &m->workspace, err)) != MEPIC_OK) goto fail;
     if ((status = open_scratch(device, shapes, n_shapes, &t, err)) != MEPIC_OK) goto fail;
     for (uint32_t i = 0; i < n_shapes; i++) {

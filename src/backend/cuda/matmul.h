@@ -18,12 +18,6 @@
 #include "backend/cuda/kernels.h"
 #include "base/log.h"
 
-typedef enum mp_cu_out {
-    MP_CU_OUT_BF16,    /* out bf16 [rows, n_out], rounded once */
-    MP_CU_OUT_F32,     /* out fp32 */
-    MP_CU_OUT_ADD_F32, /* out fp32 += */
-} mp_cu_out;
-
 typedef struct mp_cu_shape {
     const char *name;              /* "gate, up": for messages; borrowed */
     uint32_t n_out, n_in;          /* n_in a multiple of 8 */

@@ -122,6 +122,13 @@ static __device__ __forceinline__ void put_row(mp_cu_matrix out, uint32_t r, uin
     }
 }
 
+/* Lets a product that waits for nothing but codes begin to fetch its weights (few_rows_e4m3.h). */
+static __device__ __forceinline__ void let_product_begin(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* Threads a block has where each holds n of a row's units. */
 static uint32_t threads_for(uint32_t n_units, uint32_t n) {
     return ((n_units + n - 1) / n + WARP - 1) / WARP * WARP;
@@ -145,6 +152,7 @@ static __global__ void __launch_bounds__(1024)
     norm(const uint32_t *rows, const uint32_t *n_real, const float4 *x, const float4 *weight, float eps,
          uint32_t n_units, mp_cu_matrix h) {
     __shared__ float part[WARP];
+    if (CODES) let_product_begin();
     if (n_real && blockIdx.x >= *n_real) return;
     size_t from = rows ? rows[blockIdx.x] : blockIdx.x;
     float v[N][UNIT], w[N][UNIT], squares = 0.0f;
@@ -339,6 +347,7 @@ static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint4 *g) {
 /* Rows in e4m3: x, or with GATED swiglu of it. */
 template <uint32_t N, bool GATED>
 static __global__ void __launch_bounds__(1024) quantize(const uint4 *x, uint32_t n_units, mp_cu_matrix out) {
+    let_product_begin();
     const uint4 zero = make_uint4(0, 0, 0, 0), *row = x + (size_t)blockIdx.x * n_units * (GATED ? 2 : 1);
     float v[N][UNIT];
 #pragma unroll

@@ -1,0 +1,337 @@
+/* Products of few rows in e4m3 on Hopper.
+ *
+ * A block has `width` neighbouring outputs and all of k. One thread copies: a ring of stages, each `depth` panels of
+ * 128 k of w and of x in the tensor cores' 128-byte swizzle. A warpgroup multiplies 64 outputs by all rows: w is the
+ * product's A, x its B, so a few rows cost little. What lies behind a tile's last output is multiplied, too, whatever
+ * it is, and not stored: every output has numbers of its own. */
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include "backend/cuda/few_rows_e4m3.h"
+#include "backend/cuda/wgmma.cuh"
+
+namespace {
+
+enum {
+    PANEL = 128,        /* k, and bytes of a row */
+    GROUP_OUTPUTS = 64, /* of a warpgroup */
+    MAX_WIDTH = 256,
+    MAX_STAGES = 32,
+    MAX_DEPTH = 8,
+    STAGE = 40 << 10,                     /* bytes of one, about: fewer, and copying is busy with waiting */
+    BEHIND = (GROUP_OUTPUTS - 8) * PANEL, /* bytes that may be read behind the last tile */
+    ALIGN = 1024,
+    MEMORY = 225 << 10,
+};
+
+struct params {
+    uint32_t n_out, n_rows, n_panels;
+    uint32_t width, depth, n_stages;
+    mp_cu_out kind;
+    const float *w_scales, *x_scales;
+    void *out;
+};
+
+struct barriers {
+    uint64_t full[MAX_STAGES], empty[MAX_STAGES];
+};
+
+/* ---- Instructions ------------------------------------------------------------------------------------------------ */
+
+__device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ void wait_for_inputs(void) {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* Panels of w pass through the caches once; x is wanted by every block. */
+__device__ __forceinline__ uint64_t policy_once(void) {
+    uint64_t p;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
+
+__device__ __forceinline__ uint64_t policy_keep(void) {
+    uint64_t p;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
+
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t k, uint32_t row,
+                                         uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(k), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+/* clang-format off */
+#define F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define F8(i) F4(i), F4(i + 4)
+#define F16(i) F8(i), F8(i + 8)
+#define D4 "%0, %1, %2, %3"
+#define D8 D4 ", %4, %5, %6, %7"
+#define D16 D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define D32 D16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PRODUCT(n, list, a, b, p) \
+    "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n" \
+    "wgmma.mma_async.sync.aligned.m64n" n "k32.f32.e4m3.e4m3 {" list "}, " a ", " b ", p, 1, 1;\n}"
+/* clang-format on */
+
+/* d[64 outputs, rows] (+)= w x^T, 32 k. */
+__device__ __forceinline__ void multiply(float (&d)[4], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("8", D4, "%4", "%5", "%6") : F4(0) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+__device__ __forceinline__ void multiply(float (&d)[8], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("16", D8, "%8", "%9", "%10") : F8(0) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+__device__ __forceinline__ void multiply(float (&d)[16], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("32", D16, "%16", "%17", "%18") : F16(0) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+__device__ __forceinline__ void multiply(float (&d)[32], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("64", D32, "%32", "%33", "%34") : F16(0), F16(16) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+/* ---- Copying ----------------------------------------------------------------------------------------------------- */
+
+template <int ROWS> struct ring {
+    uint32_t memory, full, empty;
+    __device__ __forceinline__ uint32_t slot(const params &p, uint32_t i) const {
+        return memory + i % p.n_stages * p.depth * (p.width + ROWS) * PANEL;
+    }
+};
+
+/* Stage i's part of w: the barrier counts all that the stage will get. */
+template <int ROWS>
+__device__ __forceinline__ void copy_w(const params &p, const CUtensorMap *w, const ring<ROWS> &r, uint32_t i,
+                                       uint64_t policy) {
+    uint32_t first = i * p.depth, n = min(p.depth, p.n_panels - first), barrier = r.full + i % p.n_stages * 8;
+    mp_barrier_expect(barrier, n * (p.width + ROWS) * PANEL);
+    for (uint32_t j = 0; j < n; j++) {
+        copy_box(r.slot(p, i) + j * p.width * PANEL, w, (first + j) * PANEL, blockIdx.x * p.width, barrier, policy);
+    }
+}
+
+template <int ROWS>
+__device__ __forceinline__ void copy_x(const params &p, const CUtensorMap *x, const ring<ROWS> &r, uint32_t i,
+                                       uint64_t policy) {
+    uint32_t first = i * p.depth, n = min(p.depth, p.n_panels - first), barrier = r.full + i % p.n_stages * 8;
+    uint32_t to = r.slot(p, i) + p.depth * p.width * PANEL;
+    for (uint32_t j = 0; j < n; j++) copy_box(to + j * ROWS * PANEL, x, (first + j) * PANEL, 0, barrier, policy);
+}
+
+/* One thread. */
+template <int ROWS>
+__device__ void copy_stages(const params &p, const CUtensorMap *w, const CUtensorMap *x, const ring<ROWS> &r) {
+    uint64_t once = policy_once(), keep = policy_keep();
+    uint32_t total = (p.n_panels + p.depth - 1) / p.depth, ahead = min(total, p.n_stages);
+    for (uint32_t i = 0; i < ahead; i++) copy_w(p, w, r, i, once);
+    wait_for_inputs();
+    for (uint32_t i = 0; i < ahead; i++) copy_x(p, x, r, i, keep);
+    for (uint32_t i = ahead; i < total; i++) {
+        mp_barrier_wait(r.empty + i % p.n_stages * 8, (i / p.n_stages & 1) ^ 1);
+        copy_w(p, w, r, i, once);
+        copy_x(p, x, r, i, keep);
+    }
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); /* nothing is left to ask of memory */
+}
+
+/* ---- Multiplying ------------------------------------------------------------------------------------------------- */
+
+/* Which value this thread has at d[i]: row of x, and output of the warpgroup's 64. */
+__device__ __forceinline__ uint32_t row_of(int i) {
+    return i / 4 * 8 + (threadIdx.x & 3) * 2 + (i & 1);
+}
+
+__device__ __forceinline__ uint32_t output_of(int i) {
+    return threadIdx.x / 32 % 4 * 16 + (threadIdx.x & 31) / 4 + (i & 2) * 4;
+}
+
+/* What a sum is multiplied by and added to: asked for before the products, which take longer than it does to come, but
+ * for what is added where that would need too many registers. */
+template <int N> struct frame {
+    static constexpr bool early = N < 32;
+    float w[2], x[N / 2], before[early ? N : 1];
+};
+
+__device__ __forceinline__ float added_to(const params &p, uint32_t row, uint32_t n, uint32_t end) {
+    bool there = p.kind == MP_CU_OUT_ADD_F32 && n < end && row < p.n_rows;
+    return there ? ((const float *)p.out)[(size_t)row * p.n_out + n] : 0.0f;
+}
+
+template <int N>
+__device__ __forceinline__ void load(const params &p, frame<N> &f, uint32_t first, uint32_t end) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        uint32_t n = first + output_of(i), row = row_of(i);
+        if (i < 4 && !(i & 1)) f.w[i / 2] = n < end ? p.w_scales[n] : 0.0f;
+        if (!(i & 2)) f.x[i / 4 * 2 + (i & 1)] = row < p.n_rows ? p.x_scales[row] : 0.0f;
+        if (frame<N>::early) f.before[i] = added_to(p, row, n, end);
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void store(const params &p, const float (&d)[N], const frame<N> &f, uint32_t first,
+                                      uint32_t end) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        uint32_t n = first + output_of(i);
+        if (n >= end || row_of(i) >= p.n_rows) continue;
+        size_t at = (size_t)row_of(i) * p.n_out + n;
+        float before = frame<N>::early ? f.before[i] : added_to(p, row_of(i), n, end);
+        float y = __fmul_rn(__fmul_rn(d[i], f.w[i >> 1 & 1]), f.x[i / 4 * 2 + (i & 1)]);
+        if (p.kind == MP_CU_OUT_ADD_F32) y = __fadd_rn(y, before);
+        if (p.kind == MP_CU_OUT_BF16) {
+            ((__nv_bfloat16 *)p.out)[at] = __float2bfloat16_rn(y);
+        } else {
+            ((float *)p.out)[at] = y;
+        }
+    }
+}
+
+/* The sum over a panel is the tensor cores', which round more than fp32 does; these sums are added in fp32. */
+template <int ROWS> __device__ void multiply_tile(const params &p, const ring<ROWS> &r, uint32_t group) {
+    uint32_t first = blockIdx.x * p.width, end = min(first + p.width, p.n_out);
+    float d[ROWS / 2], sum[ROWS / 2];
+    frame<ROWS / 2> f;
+    wait_for_inputs();
+    load(p, f, first + group, end);
+#pragma unroll
+    for (int q = 0; q < ROWS / 2; q++) sum[q] = 0.0f;
+    for (uint32_t i = 0, panel = 0; panel < p.n_panels; panel += p.depth, i++) {
+        uint32_t n = min(p.depth, p.n_panels - panel), w = r.slot(p, i);
+        mp_barrier_wait(r.full + i % p.n_stages * 8, i / p.n_stages & 1);
+        uint64_t wm = mp_matrix(w + group * PANEL, 1024, 0), xm = mp_matrix(w + p.depth * p.width * PANEL, 1024, 0);
+#pragma unroll 1
+        for (uint32_t j = 0; j < n; j++) {
+            mp_hold(d);
+            mp_products_begin();
+#pragma unroll
+            for (int k = 0; k < 4; k++) multiply(d, wm + 2 * k, xm + 2 * k, k > 0);
+            mp_products_commit();
+            mp_products_wait<0>();
+            mp_hold(d);
+#pragma unroll
+            for (int q = 0; q < ROWS / 2; q++) sum[q] = __fadd_rn(sum[q], d[q]);
+            wm += p.width * PANEL >> 4;
+            xm += ROWS * PANEL >> 4;
+        }
+        if (threadIdx.x % 32 == 0) mp_barrier_arrive(r.empty + i % p.n_stages * 8);
+    }
+    store(p, sum, f, first + group, end);
+}
+
+template <int ROWS>
+__global__ void __launch_bounds__(4 * 128 + 32, 1)
+    few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
+    extern __shared__ uint8_t memory[];
+    __shared__ barriers b;
+    ring<ROWS> r = { (shared_address(memory) + ALIGN - 1) / ALIGN * ALIGN, shared_address(b.full),
+                     shared_address(b.empty) };
+    uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < p.n_stages; i++) {
+            mp_barrier_init(r.full + i * 8, 1);
+            mp_barrier_init(r.empty + i * 8, groups * 4);
+        }
+        mp_fence_async();
+    }
+    __syncthreads();
+    if (warp < groups * 4) {
+        multiply_tile(p, r, warp / 4 * GROUP_OUTPUTS);
+    } else if (threadIdx.x % 32 == 0) {
+        copy_stages(p, &w, &x, r);
+    }
+}
+
+/* ---- Host -------------------------------------------------------------------------------------------------------- */
+
+static uint32_t round_up(uint32_t x, uint32_t to) {
+    return (x + to - 1) / to * to;
+}
+
+template <int ROWS> static cudaError_t open_kernel(void) {
+    return cudaFuncSetAttribute(few_rows<ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY);
+}
+
+static bool make_map(void *describe, const void *from, uint32_t n_rows, uint32_t n_in, uint32_t box_rows,
+                     CUtensorMap *map) {
+    const cuuint64_t size[] = { n_in, n_rows }, stride[] = { n_in };
+    const cuuint32_t box[] = { PANEL, box_rows }, step[] = { 1, 1 };
+    auto encode = (decltype(&cuTensorMapEncodeTiled))describe;
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)from, size, stride, box, step,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/* How a product is cut: as many blocks as there are multiprocessors, or a multiple of that. */
+static params plan_for(uint32_t n_sm, uint32_t rows, uint32_t n_out, uint32_t n_in) {
+    params p = {};
+    uint32_t blocks = 0;
+    do {
+        blocks += n_sm;
+        p.width = round_up((n_out + blocks - 1) / blocks, 8);
+    } while (p.width > MAX_WIDTH);
+    uint32_t panel = (p.width + rows) * PANEL;
+    p.n_panels = (n_in + PANEL - 1) / PANEL;
+    p.depth = (STAGE + panel / 2) / panel;
+    if (p.depth > p.n_panels) p.depth = p.n_panels;
+    if (p.depth > MAX_DEPTH) p.depth = MAX_DEPTH;
+    if (p.depth == 0) p.depth = 1;
+    p.n_stages = (MEMORY - ALIGN - BEHIND) / (p.depth * panel);
+    if (p.n_stages > MAX_STAGES) p.n_stages = MAX_STAGES;
+    return p;
+}
+
+template <int ROWS>
+static cudaError_t run(const mp_cu_few *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows, mp_cu_out kind,
+                       mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
+    CUtensorMap wm, xm;
+    params p = plan_for(f->n_sm, ROWS, n_out, n_in);
+    p.n_out = n_out, p.n_rows = n_rows, p.kind = kind;
+    p.w_scales = w.scales, p.x_scales = x.scales, p.out = out;
+    if (!make_map(f->describe, w.data, n_out, n_in, p.width, &wm) ||
+        !make_map(f->describe, x.data, n_rows, n_in, ROWS, &xm)) {
+        return cudaErrorInvalidValue;
+    }
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((n_out + p.width - 1) / p.width);
+    config.blockDim = dim3(round_up(p.width, GROUP_OUTPUTS) / GROUP_OUTPUTS * 128 + 32);
+    config.dynamicSmemBytes = ALIGN + p.n_stages * p.depth * (p.width + ROWS) * PANEL + BEHIND;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, few_rows<ROWS>, wm, xm, p);
+}
+
+} // namespace
+
+void mp_cu_few_open(uint32_t n_sm, mp_cu_few *out) {
+    void *found = NULL;
+    cudaDriverEntryPointQueryResult result;
+    *out = { NULL, n_sm };
+    bool ok = open_kernel<8>() == cudaSuccess && open_kernel<16>() == cudaSuccess && open_kernel<32>() == cudaSuccess &&
+              open_kernel<64>() == cudaSuccess &&
+              cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) ==
+                  cudaSuccess;
+    if (ok && result == cudaDriverEntryPointSuccess) {
+        out->describe = found;
+    } else {
+        cudaGetLastError(); /* not this device's fault */
+    }
+}
+
+cudaError_t mp_cu_few_run(const mp_cu_few *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows, mp_cu_out kind,
+                          mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
+    if (n_rows == 0 || n_rows > MP_CU_FEW_ROWS) return cudaErrorInvalidValue;
+    auto with = n_rows <= 8 ? run<8> : n_rows <= 16 ? run<16> : n_rows <= 32 ? run<32> : run<64>;
+    return with(f, n_out, n_in, n_rows, kind, x, w, out, stream);
+}
