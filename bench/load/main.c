@@ -21,7 +21,7 @@
 #include "cli/table.h"
 
 enum { STREAMS_MAX = 60000, BEGIN_AT_ONCE = 64, EVENTS_MAX = 256, BODIES_MIN = 256, WHYS_MAX = 5 };
-static const uint64_t SECOND = 1000000000, SILENCE = 120 * UINT64_C(1000000000), SETTLE = 60 * UINT64_C(1000000000);
+static const uint64_t SECOND = 1000000000, SETTLE = 60 * UINT64_C(1000000000);
 
 static const char usage_text[] =
     "usage: bench_load [OPTIONS]\n\n"
@@ -32,7 +32,7 @@ static const char usage_text[] =
 
 typedef struct load_options {
     const char *host, *path, *model, *key, *bodies, *csv;
-    uint32_t port, streams, requests, seconds, tokens, words, leave, bad, whole, pid, every;
+    uint32_t port, streams, requests, seconds, tokens, words, leave, bad, whole, silence, pid, every;
     uint64_t seed;
     bool may_refuse;
 } load_options;
@@ -53,7 +53,7 @@ typedef struct bench {
     uint32_t n_open, n_begun, n_of[LOAD_FAILED + 1], n_whys;
     char whys[WHYS_MAX][400];
     numbers first_ms, refusal_ms, total_ms;
-    uint64_t n_tokens, n_data; /* by the usages; data lines */
+    uint64_t n_tokens, n_prompt, n_cached, n_data; /* by the usages; data lines */
     /* While all streams had begun and none had ended. */
     uint32_t n_speaking;
     uint64_t all_from_ns, all_to_ns, all_from_data, all_to_data;
@@ -149,6 +149,8 @@ static void note_end(bench *load, load_stream *s) {
     load->n_open--;
     load->n_of[s->state]++;
     load->n_tokens += s->state == LOAD_DONE ? s->n_tokens : 0;
+    load->n_prompt += s->state == LOAD_DONE ? s->n_prompt : 0;
+    load->n_cached += s->state == LOAD_DONE ? s->n_cached : 0;
     load->n_data += s->n_data;
     double ms = (double)(s->ended_ns - s->begun_ns) * 1e-6;
     if (s->state == LOAD_DONE && s->status == 200) add_number(&load->total_ms, ms);
@@ -206,8 +208,8 @@ static void look_after(bench *load, uint64_t now) {
     if (view.descriptors > load->peak.descriptors) load->peak.descriptors = view.descriptors;
     for (uint32_t i = 0; i < load->o.streams; i++) {
         load_stream *s = &load->streams[i];
-        if (s->state != LOAD_OPEN || now - s->last_ns < SILENCE) continue;
-        load_stream_fail(s, "nothing came for two minutes");
+        if (s->state != LOAD_OPEN || now - s->last_ns < load->o.silence * SECOND) continue;
+        load_stream_fail(s, "nothing came for too long (--silence)");
         note_end(load, s);
     }
 }
@@ -279,9 +281,9 @@ static bool settle(bench *load) {
 /* ---- The report -------------------------------------------------------------------------------------------------- */
 
 static int report(bench *load, double client_seconds) {
-    static const char *const columns[] = { "streams",     "requests",       "ok",        "refused",
-                                           "left",        "failed",         "first p50", "first p99",
-                                           "refusal p50", "refusal p99",    "whole p50", "tokens",
+    static const char *const columns[] = { "streams",     "requests",       "ok",        "refused",   "left",
+                                           "failed",      "first p50",      "first p95", "first p99", "refusal p50",
+                                           "refusal p99", "whole p50",      "prompts",   "cached",    "tokens",
                                            "tokens/s",    "data/s all ran", "seconds",   "client %" };
     enum { N_COLUMNS = sizeof columns / sizeof *columns };
     double seconds = (double)(load->to_ns - load->from_ns) * 1e-9;
@@ -293,16 +295,19 @@ static int report(bench *load, double client_seconds) {
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) mp_table_add(&table, "%u", counts[i]);
     const numbers *first = &load->first_ms, *refusal = &load->refusal_ms, *total = &load->total_ms;
     mp_table_add(&table, "%.1f", mp_quantile(first->items, first->n, 0.5));
+    mp_table_add(&table, "%.1f", mp_quantile(first->items, first->n, 0.95));
     mp_table_add(&table, "%.1f", mp_quantile(first->items, first->n, 0.99));
     mp_table_add(&table, "%.1f", mp_quantile(refusal->items, refusal->n, 0.5));
     mp_table_add(&table, "%.1f", mp_quantile(refusal->items, refusal->n, 0.99));
     mp_table_add(&table, "%.1f", mp_quantile(total->items, total->n, 0.5));
+    mp_table_add(&table, "%llu", (unsigned long long)load->n_prompt);
+    mp_table_add(&table, "%llu", (unsigned long long)load->n_cached);
     mp_table_add(&table, "%llu", (unsigned long long)load->n_tokens);
     mp_table_add(&table, "%.1f", (double)load->n_tokens / seconds);
     mp_table_add(&table, "%.1f", load->all_to_ns ? (double)load->all_to_data / together : 0.0);
     mp_table_add(&table, "%.2f", seconds);
     mp_table_add(&table, "%.0f", 100 * client_seconds / seconds);
-    printf("# times in ms, from the connect\n");
+    printf("# times in ms, from the connect; tokens by the usages\n");
     int result = table.failed ? MP_EXIT_FAILURE : MP_EXIT_OK;
     mp_table_print(&table, stdout);
     mepic_error err;
@@ -358,6 +363,8 @@ static bool read_options(load_options *o, int argc, char **argv, int *result) {
         MP_COUNT(0, "bad", &o->bad, 0, 100, "PERCENT", "of the requests are not JSON, to be answered with 400"),
         MP_COUNT(0, "whole", &o->whole, 0, 100, "PERCENT", "of the made-up prompts are not streamed"),
         MP_FLAG(0, "may-refuse", &o->may_refuse, "answers 429 and 503 are no failure"),
+        MP_COUNT(0, "silence", &o->silence, 1, 1000000, "SECONDS",
+                 "without a byte, and a stream is lost (default 120)"),
         MP_COUNT(0, "pid", &o->pid, 1, UINT32_MAX, "N", "the server's process, for its memory and descriptors"),
         MP_COUNT(0, "every", &o->every, 1, 100000, "SECONDS", "print what the server holds that often"),
         MP_NUMBER(0, "seed", &o->seed, 0, UINT64_MAX, "N", "of prompts, and of who leaves when"),
@@ -379,7 +386,8 @@ static void clear(bench *load) {
 }
 
 int main(int argc, char **argv) {
-    bench load = { .o = { .host = "127.0.0.1", .port = 8080, .streams = 100, .tokens = 64, .words = 8 } };
+    bench load = { .o = {
+                       .host = "127.0.0.1", .port = 8080, .streams = 100, .tokens = 64, .words = 8, .silence = 120 } };
     load_options *o = &load.o;
     int result;
     if (!read_options(o, argc, argv, &result)) return result;

@@ -43,9 +43,15 @@ static void finish(load_stream *s) {
         load_stream_fail(s, s->events ? "the stream ended without [DONE], or with an error" : "another status");
 }
 
+static uint32_t number_behind(const char *line, const char *name, uint32_t otherwise) {
+    const char *at = strstr(line, name);
+    return at ? (uint32_t)strtoul(at + strlen(name), NULL, 10) : otherwise;
+}
+
 static void note_usage(load_stream *s) {
-    const char *at = strstr(s->line, "\"completion_tokens\":");
-    if (at) s->n_tokens = (uint32_t)strtoul(at + 20, NULL, 10);
+    s->n_tokens = number_behind(s->line, "\"completion_tokens\":", s->n_tokens);
+    s->n_prompt = number_behind(s->line, "\"prompt_tokens\":", s->n_prompt);
+    s->n_cached = number_behind(s->line, "\"cached_tokens\":", s->n_cached);
 }
 
 /* A line of an event stream, or the whole of another body. */
@@ -69,7 +75,9 @@ static void take_line(load_stream *s) {
     }
     note_usage(s);
     /* The first data of a chat says who speaks, and nothing else. */
-    if (strstr(data, "\"choices\":[]") || strstr(data, "\"choices\": []") || strstr(data, "\"content\":\"\"")) return;
+    if (strstr(data, "\"choices\":[]") || strstr(data, "\"choices\": []") || strstr(data, "\"content\":\"\"") ||
+        strstr(data, "\"content\":null"))
+        return;
     if (s->n_data++ == 0) s->first_ns = mp_now_ns();
     if (s->n_data >= (uint32_t)s->leave_after) leave(s);
 }

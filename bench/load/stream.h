@@ -37,7 +37,7 @@ typedef struct load_stream {
     uint64_t begun_ns, first_ns, last_ns, ended_ns; /* connect, first token, last byte, end */
     int status;
     uint32_t n_data;   /* data lines with a choice */
-    uint32_t n_tokens; /* what the usage says; 0: it did not */
+    uint32_t n_tokens, n_prompt, n_cached; /* what the usage says; 0: it did not */
     /* Framing. */
     enum { FRAME_HEAD, FRAME_SIZE, FRAME_DATA, FRAME_DATA_END, FRAME_TRAILER, FRAME_LENGTH, FRAME_CLOSE } frame;
     size_t left; /* bytes of this chunk, or of the body */

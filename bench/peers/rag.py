@@ -1,29 +1,37 @@
 #!/usr/bin/env python3
-"""Questions over paragraphs, many clients at once, through a server: time to first token with mepic and with prefix.
+"""Questions over paragraphs, many clients at once, through servers: times to first token, with and without reuse.
 
-    bench/peers/rag.py -m FILE --data XQUAD.json [--clients 16] [--requests 96] [--rounds 3] [--peer PYTHON]
+    ./dev bench rag -m FILE --data XQUAD.json [--peer] [--clients 16] [--requests 96] [--rounds 3] [--csv FILE]
 
-A request holds some paragraphs out of a pool, drawn anew and in a new order, and a question about one of them. The
-same requests go to `mepic serve` with "reuse": "mepic" and "prefix", in alternating rounds on one server, after every
-paragraph was seen by both; and, with --peer, to llama-server of llama-cpp-python[server] in that Python, where the
-paragraphs stand in the message as mepic's template puts them there (that server runs one request at a time).
-bench_load asks and measures.
+A request holds some paragraphs out of a pool, drawn anew and in a new order, and a question about one of them; its
+reply has a fixed number of tokens. The same requests go to one `mepic serve` with "reuse": "none", "prefix" and
+"mepic", and with --peer to llama.cpp's llama-server, with and without its own reuse of chunks (--cache-reuse N), where
+the paragraphs stand in the message as mepic's template puts them there. Every paragraph was seen by all before. All
+servers are up during the whole run, with the same model, threads and clients; they take turns, in an order that moves
+on by one each round. llama-server has --slots of them. bench_load asks and measures; what was cached the servers say.
+--peer builds llama-server (bench/peers/llama_server.sh), --peer=PROGRAM takes that one. On a machine that others use as
+well, ask for one thread (--threads 1): threads of llama.cpp wait for each other many times a token.
 """
 import argparse
 import csv
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(ROOT, "build", "release")
 SYSTEM = "Answer the question with a short span copied from the documents. Do not explain."
+COLUMNS = ["prompts", "cached", "first p50", "first p95", "tokens/s", "seconds"]
 
 
 def draw_requests(args, seed):
@@ -38,7 +46,8 @@ def draw_requests(args, seed):
 
 
 def body(documents, question, reuse, tokens):
-    value = {"stream": True, "max_tokens": tokens, "temperature": 0, "stream_options": {"include_usage": True}}
+    value = {"stream": True, "max_tokens": tokens, "ignore_eos": True, "temperature": 0,
+             "stream_options": {"include_usage": True}}
     system = {"role": "system", "content": SYSTEM}
     if reuse:
         return {**value, "messages": [system, {"role": "user", "content": question}], "documents": documents,
@@ -51,8 +60,9 @@ def load(port, bodies, clients, work):
     path, table = os.path.join(work, "bodies"), os.path.join(work, "table.csv")
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(b) + "\n" for b in bodies)
-    run = subprocess.run([os.path.join(BUILD, "bench", "bench_load"), "--port", str(port), "--streams", str(clients),
-                          "--bodies", path, "--csv", table], capture_output=True, text=True)
+    command = [os.path.join(BUILD, "bench", "bench_load"), "--port", str(port), "--streams", str(clients), "--requests",
+               str(len(bodies)), "--silence", "1200", "--bodies", path, "--csv", table]
+    run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         sys.exit(run.stdout + run.stderr)
     with open(table, newline="", encoding="ascii") as file:
@@ -60,73 +70,122 @@ def load(port, bodies, clients, work):
     return row
 
 
-def start_mepic(args):
-    command = [os.path.join(BUILD, "mepic"), "serve", "-m", args.model, "--port", "0", "-q", "-t", str(args.threads)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    return process, int(process.stdout.readline().rsplit(":", 1)[1])
+class Server:
+    def __init__(self, command, port):
+        # Where others use the machine, threads of llama.cpp that wait by spinning lose most of its time.
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        env={"OMP_WAIT_POLICY": "passive", **os.environ})
+        self.name, self.port = os.path.basename(command[0]), port
+
+    def wait(self):
+        while self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health"):
+                    return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.2)
+        sys.exit(f"{self.name} did not start")
 
 
-def start_peer(args):
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [args.peer, "-m", "llama_cpp.server", "--model", args.model, "--n_ctx", "8192", "--port", str(port),
-               "--n_threads", str(args.threads), "--n_threads_batch", str(args.threads), "--cache", "true",
-               "--interrupt_requests", "false"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                return process, port
-        time.sleep(0.2)
-    sys.exit("llama-cpp-python's server did not start")
+        return s.getsockname()[1]
 
 
-def report(name, rows):
-    p50 = [float(r["first p50"]) for r in rows]
-    print(f"{name:<12} {statistics.median(p50):10.0f} {statistics.median(float(r['first p99']) for r in rows):10.0f} "
-          f"{statistics.median(float(r['seconds']) for r in rows):9.1f}   {min(p50):.0f}..{max(p50):.0f}", flush=True)
-    return statistics.median(p50)
+def start_mepic(args):
+    port, threads = free_port(), str(args.threads)
+    return Server([os.path.join(BUILD, "mepic"), "serve", "-m", args.model, "--port", str(port), "-q", "-t", threads],
+                  port)
+
+
+def start_peer(args, reuse):
+    port, threads = free_port(), str(args.threads)
+    return Server([args.peer, "-m", args.model, "--port", str(port), "-t", threads, "-tb", threads, "-np",
+                   str(args.slots), "-c", str(args.slots * args.context), "--cache-reuse", str(reuse)], port)
+
+
+def start_all(args):
+    """{name of a row: (server, "reuse" of its requests)}"""
+    mepic = start_mepic(args)
+    rows = {f"mepic, {reuse}": (mepic, reuse) for reuse in ("none", "prefix", "mepic")}
+    if args.peer:
+        rows["llama-server"] = (start_peer(args, 0), None)
+        rows[f"llama-server --cache-reuse {args.cache_reuse}"] = (start_peer(args, args.cache_reuse), None)
+    return rows
+
+
+def measure(args, servers, work):
+    paragraphs, _ = draw_requests(args, 0)
+    names = list(servers)
+    for server, reuse in servers.values():
+        server.wait()
+        load(server.port, [body([p], "Which?", reuse, 1) for p in paragraphs], args.clients, work)
+    rows = {name: [] for name in names}
+    for number in range(args.rounds):
+        _, requests = draw_requests(args, number + 1)
+        for name in names[number % len(names):] + names[:number % len(names)]:
+            server, reuse = servers[name]
+            rows[name].append(load(server.port, [body(d, q, reuse, args.tokens) for d, q in requests], args.clients,
+                                   work))
+            print(f"# round {number + 1}, load {os.getloadavg()[0]:.1f}, {name}: "
+                  + ", ".join(f"{c} {rows[name][-1][c]}" for c in COLUMNS), file=sys.stderr, flush=True)
+    return rows
+
+
+def against(rounds, ours, column):
+    return [float(r[column]) / float(m[column]) for r, m in zip(rounds, ours)]
+
+
+def report(args, rows):
+    table, ours = [], rows["mepic, mepic"]
+    for name, rounds in rows.items():
+        first = against(rounds, ours, "first p50")
+        table.append({
+            "": name,
+            "cached %": f"{statistics.median(100 * float(r['cached']) / float(r['prompts']) for r in rounds):.0f}",
+            **{c: f"{statistics.median(float(r[c]) for r in rounds):.1f}" for c in COLUMNS[2:]},
+            "p50 : mepic's": f"{statistics.median(first):.2f}",
+            "of single rounds": f"{min(first):.2f}..{max(first):.2f}",
+            "p95 : mepic's": f"{statistics.median(against(rounds, ours, 'first p95')):.2f}",
+            "tokens/s : mepic's": f"{statistics.median(against(rounds, ours, 'tokens/s')):.3f}"})
+    print(" | ".join(table[0]))
+    for row in table:
+        print(" | ".join(row.values()))
+    if args.csv:
+        with open(args.csv, "w", newline="", encoding="ascii") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--data", required=True, help="XQuAD, in SQuAD's layout")
-    for name, default in [("clients", 16), ("requests", 96), ("documents", 6), ("pool", 32), ("tokens", 8),
-                          ("rounds", 3), ("threads", len(os.sched_getaffinity(0)))]:
+    for name, default in [("clients", 16), ("requests", 96), ("documents", 6), ("pool", 32), ("tokens", 16),
+                          ("rounds", 3), ("threads", len(os.sched_getaffinity(0))), ("slots", 4),
+                          ("cache-reuse", 64), ("context", 4096)]:
         parser.add_argument("--" + name, type=int, default=default)
-    parser.add_argument("--peer", help="a Python that has llama-cpp-python[server]")
-    parser.add_argument("--peer-requests", type=int, default=16)
+    parser.add_argument("--peer", nargs="?", const="", help="llama-server beside it; PROGRAM, or built here")
+    parser.add_argument("--csv", help="write the table there as well")
     args = parser.parse_args()
-    print(f"# {os.path.basename(args.model)}, {args.threads} threads, {args.clients} clients, {args.documents} of "
-          f"{args.pool} paragraphs each, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':<12} {'first p50':>10} {'first p99':>10} {'seconds':>9}   p50 of rounds (ms)")
+    if args.peer == "":
+        args.peer = subprocess.run([os.path.join(HERE, "llama_server.sh")], check=True, stdout=subprocess.PIPE,
+                                   text=True).stdout.strip()
+    print(f"# {os.path.basename(args.model)}, {args.threads} threads, {args.clients} clients, {args.requests} requests "
+          f"a round of {args.documents} of {args.pool} paragraphs, {args.tokens} tokens each, {args.rounds} rounds, "
+          f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.1f}; times in ms", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers end, too
     with tempfile.TemporaryDirectory() as work:
-        process, port = start_mepic(args)
+        servers = start_all(args)
         try:
-            rows = {"mepic": [], "prefix": []}
-            paragraphs, _ = draw_requests(args, 0)
-            for reuse in rows:  # every paragraph is seen before
-                load(port, [body([p], "Which?", reuse, 1) for p in paragraphs], args.clients, work)
-            for number in range(args.rounds):
-                _, requests = draw_requests(args, number + 1)
-                for reuse in list(rows)[::1 if number % 2 else -1]:
-                    rows[reuse].append(load(port, [body(d, q, reuse, args.tokens) for d, q in requests], args.clients,
-                                            work))
+            report(args, measure(args, servers, work))
         finally:
-            process.terminate()
-            process.wait()
-        medians = [report(name, rows[name]) for name in rows]
-        print(f"mepic / prefix: {medians[0] / medians[1]:.3f}")
-        if args.peer:
-            process, port = start_peer(args)
-            try:
-                bodies = [body(d, q, None, args.tokens) for d, q in draw_requests(args, 1)[1][:args.peer_requests]]
-                report("llama.cpp", [load(port, bodies, args.clients, work)])
-            finally:
-                process.terminate()
-                process.wait()
+            for server, _ in servers.values():
+                server.process.terminate()
+            for server, _ in servers.values():
+                server.process.wait()
 
 
 main()
