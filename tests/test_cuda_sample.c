@@ -13,9 +13,9 @@
 #include "infer/sample.h"
 #include "support/gpu.h"
 #include "support/random.h"
+#include "support/sampling.h"
 
 enum { HISTORY = 40, MAX_ROWS = 512 };
-static const double NEAR = 1e-5; /* of a boundary, as part of all mass */
 
 static rng dice;
 static mp_cu_device device;
@@ -40,72 +40,6 @@ static void *memory(size_t bytes) {
 
 /* ---- Reference --------------------------------------------------------------------------------------------------- */
 
-typedef struct candidate {
-    int32_t id;
-    float logit, weight;
-} candidate;
-
-static int by_logit(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
-    return x->id - y->id;
-}
-
-static int by_id_down(const void *a, const void *b) {
-    return ((const candidate *)b)->id - ((const candidate *)a)->id;
-}
-
-static float usable(float x) {
-    return isnan(x) ? -INFINITY : x > 3.4e38f ? 3.402823466e38f : x;
-}
-
-static uint32_t count_of(const int32_t *tokens, uint32_t first, uint32_t n, int32_t id) {
-    uint32_t count = 0;
-    for (uint32_t i = first; i < n; i++) count += tokens[i] == id;
-    return count;
-}
-
-/* Steps 1 to 3. A token can be anywhere in the history, which is short: only its tokens are looked at. */
-static void reference_adjust(float *x, const mp_sample_row *row) {
-    const mepic_sampling *p = row->sampling;
-    uint32_t n = row->n_tokens, window = p->repeat_window ? p->repeat_window : 64, first = n > window ? n - window : 0;
-    for (uint32_t i = 0; i < n; i++) {
-        int32_t id = row->tokens[i];
-        if (count_of(row->tokens, 0, i, id)) continue;
-        if (p->repeat_penalty > 0 && count_of(row->tokens, first, n, id)) {
-            x[id] = usable(x[id] > 0 ? x[id] / p->repeat_penalty : x[id] * p->repeat_penalty);
-        }
-        uint32_t count = count_of(row->tokens, row->n_prompt, n, id);
-        if (count) x[id] -= p->presence_penalty + p->frequency_penalty * (float)count;
-    }
-    for (size_t b = 0; b < p->n_logit_bias; b++) x[p->logit_bias[b].token] += p->logit_bias[b].bias;
-}
-
-/* Steps 5 to 8 on candidates c[n]: they end up in the order of the draw; how many are kept. *sure: no cut is so near
- * that a last bit decides it. */
-static uint32_t reference_cut(candidate *c, uint32_t n, const mepic_sampling *p, bool *sure) {
-    double mass = 0, taken = 0;
-    *sure = true;
-    qsort(c, n, sizeof *c, by_logit);
-    for (uint32_t i = 0; i < n; i++) c[i].weight = expf((c[i].logit - c[0].logit) / p->temperature);
-    if (!p->top_k && p->min_p <= 0 && (p->top_p <= 0 || p->top_p >= 1)) {
-        qsort(c, n, sizeof *c, by_id_down);
-        return n;
-    }
-    uint32_t k = p->top_k && p->top_k < n ? p->top_k : n, kept = 0;
-    for (uint32_t i = 0; i < k; i++) mass += (double)c[i].weight;
-    for (; kept < k; kept++) {
-        if (p->min_p > 0 && fabsf(c[kept].weight - p->min_p) < 1e-5f * p->min_p) *sure = false;
-        if (c[kept].weight < p->min_p) break;
-        if (p->top_p > 0 && p->top_p < 1) {
-            if (fabs(taken - (double)p->top_p * mass) < NEAR * mass) *sure = false;
-            if (taken >= (double)p->top_p * mass) break;
-        }
-        taken += (double)c[kept].weight;
-    }
-    return kept;
-}
-
 /* Whether a draw of u may give `token`. */
 static void check_token(const candidate *c, uint32_t kept, bool sure, double u, int32_t token, const char *what) {
     double mass = 0, at = 0;
@@ -113,20 +47,12 @@ static void check_token(const candidate *c, uint32_t kept, bool sure, double u, 
     for (uint32_t i = 0; i < kept; i++) {
         double end = at + (double)c[i].weight / mass;
         if (c[i].id == token) {
-            if (u >= at - NEAR && u <= end + NEAR) return;
+            if (u >= at - REFERENCE_NEAR && u <= end + REFERENCE_NEAR) return;
             fail_msg("%s: token %d is drawn from %.7f to %.7f, not by %.7f", what, token, at, end, u);
         }
         at = end;
     }
     if (sure) fail_msg("%s: token %d is none of the %u kept", what, token, kept);
-}
-
-static uint32_t candidates_of(const float *x, uint32_t n_vocab, candidate *c) {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        if (x[i] != -INFINITY) c[n++] = (candidate){ (int32_t)i, x[i], 0 };
-    }
-    return n;
 }
 
 /* ---- A batch ----------------------------------------------------------------------------------------------------- */
@@ -231,10 +157,10 @@ static uint32_t check_batch(mp_cu_sampler *s, mp_sampler *host, const batch *b, 
             if (drawn[i].token != (found ? token : -1)) fail_msg("%s %u: %d, not %d", what, i, drawn[i].token, token);
         } else if (drawn[i].token != token) { /* then it has to be a near miss */
             others++;
-            for (uint32_t k = 0; k < b->n_vocab; k++) x[k] = usable(logits_of(b, i)[k]);
+            for (uint32_t k = 0; k < b->n_vocab; k++) x[k] = reference_usable(logits_of(b, i)[k]);
             reference_adjust(x, row);
             bool sure;
-            uint32_t kept = reference_cut(c, candidates_of(x, b->n_vocab, c), row->sampling, &sure);
+            uint32_t kept = reference_cut(c, reference_candidates(x, b->n_vocab, c), row->sampling, &sure);
             double u = (double)(mp_hash64_pair(row->sampling->seed, row->n_tokens) >> 11) * 0x1p-53;
             check_token(c, kept, sure, u, drawn[i].token, what);
         }
@@ -384,7 +310,7 @@ static void kept_sets(void **state) {
         }
         uint32_t seen[N] = { 0 };
         bool sure;
-        uint32_t kept = reference_cut(c, candidates_of(x, N, c), &p, &sure);
+        uint32_t kept = reference_cut(c, reference_candidates(x, N, c), &p, &sure);
         double mass = 0;
         for (uint32_t i = 0; i < kept; i++) mass += (double)c[i].weight;
         for (uint32_t i = 0; i < STEPS; i++) {

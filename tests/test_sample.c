@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "infer/sample.h"
 #include "support/random.h"
+#include "support/sampling.h"
 
 enum { VOCAB = 97, HISTORY = 40 };
 
@@ -26,74 +27,28 @@ static float real(float low, float high) {
     return rng_float(&dice, low, high);
 }
 
-typedef struct candidate {
-    int32_t id;
-    float logit;
-    double weight;
-} candidate;
-
-static int by_logit(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
-    return x->id - y->id;
-}
-
-static int by_id_down(const void *a, const void *b) {
-    return ((const candidate *)b)->id - ((const candidate *)a)->id;
-}
-
-static uint32_t count_of(const int32_t *tokens, uint32_t first, uint32_t n, int32_t id) {
-    uint32_t count = 0;
-    for (uint32_t i = first; i < n; i++) count += tokens[i] == id;
-    return count;
-}
-
-/* The header's nine steps, one after the other; the order of the draw follows the library's: truncated candidates from
- * the most probable on, untruncated ones from the largest id on. */
+/* The order of the draw is the library's: truncated candidates from the most probable on, untruncated ones from the
+ * largest id on. */
 static int32_t reference(const mepic_sampling *p, const float *logits, const int32_t *tokens, uint32_t n,
                          uint32_t n_prompt) {
+    float x[VOCAB];
     candidate c[VOCAB];
-    uint32_t window = p->repeat_window ? p->repeat_window : 64, first = n > window ? n - window : 0;
-    for (int32_t i = 0; i < VOCAB; i++) {
-        float x = logits[i];
-        if (p->repeat_penalty > 0 && count_of(tokens, first, n, i)) {
-            x = x > 0 ? x / p->repeat_penalty : x * p->repeat_penalty;
-        }
-        uint32_t count = count_of(tokens, n_prompt, n, i);
-        if (count) x -= p->presence_penalty + p->frequency_penalty * (float)count;
-        for (size_t b = 0; b < p->n_logit_bias; b++) {
-            if (p->logit_bias[b].token == i) x += p->logit_bias[b].bias;
-        }
-        c[i] = (candidate){ i, x, 0 };
+    bool sure;
+    memcpy(x, logits, sizeof x);
+    reference_adjust(x, &(mp_sample_row){ .sampling = p, .tokens = tokens, .n_tokens = n, .n_prompt = n_prompt });
+    if (p->temperature <= 0) {
+        int32_t best = 0;
+        for (int32_t i = 1; i < VOCAB; i++) best = x[i] > x[best] ? i : best;
+        return best;
     }
-    qsort(c, VOCAB, sizeof *c, by_logit);
-    if (p->temperature <= 0) return c[0].id;
-    double mass = 0;
-    float top = c[0].logit;
-    for (uint32_t i = 0; i < VOCAB; i++) c[i].weight = (double)expf((c[i].logit - top) / p->temperature);
-    uint32_t k = p->top_k && p->top_k < VOCAB ? p->top_k : VOCAB;
-    for (uint32_t i = 0; i < k; i++) mass += c[i].weight;
-    if (p->top_p > 0 && p->top_p < 1) {
-        double taken = 0;
-        uint32_t kept = 0;
-        while (kept < k && taken < (double)p->top_p * mass) taken += c[kept++].weight;
-        k = kept;
-    }
-    if (p->min_p > 0) {
-        uint32_t kept = 0;
-        while (kept < k && c[kept].weight >= (double)p->min_p) kept++;
-        k = kept;
-    }
+    uint32_t k = reference_cut(c, reference_candidates(x, VOCAB, c), p, &sure);
     uint8_t position[8] = { 0 };
     position[0] = (uint8_t)n;
-    double u = (double)(mp_hash64(p->seed, position, 8) >> 11) / 9007199254740992.0;
-    bool truncated = p->top_k || p->min_p > 0 || (p->top_p > 0 && p->top_p < 1);
-    if (!truncated) qsort(c, VOCAB, sizeof *c, by_id_down);
-    double left = 0;
-    for (uint32_t i = 0; i < k; i++) left += c[i].weight;
+    double left = 0, u = (double)(mp_hash64(p->seed, position, 8) >> 11) / 9007199254740992.0;
+    for (uint32_t i = 0; i < k; i++) left += (double)c[i].weight;
     left *= u;
     for (uint32_t i = 0; i < k; i++) {
-        left -= c[i].weight;
+        left -= (double)c[i].weight;
         if (left < 0) return c[i].id;
     }
     return -1;
