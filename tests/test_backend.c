@@ -542,6 +542,37 @@ static void test_store_saturates(void **state) {
     }
 }
 
+/* A NaN in a token's value is one in its key, and in no value: rows that do not see the token multiply it by 0. */
+static void test_store_keeps_nan_in_the_key(void **state) {
+    (void)state;
+    mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
+    for (uint32_t type = MEPIC_KV_F16; type <= MEPIC_KV_F32; type++) {
+        fixture f;
+        open_model(&f, &spec, (mepic_kv_type)type);
+        open_backend(&f, NULL, 1);
+        set_step(&f, 0, 1);
+        f.ops->step_begin(f.b, &f.step);
+        float *k = put(&f, MP_ACT_K, 1.0f), *v = put(&f, MP_ACT_V, 1.0f);
+        uint32_t head_dim = spec.hp.head_dim;
+        v[head_dim + 3] = NAN; /* of the second kv head */
+        f.ops->act_write(f.b, MP_ACT_V, 0, 1, v);
+        f.ops->store(f.b, 0);
+        uint8_t *page = mp_alloc(f.ops->page_bytes(f.b));
+        f.ops->page_read(f.b, f.rows[0].page, page);
+        for (uint32_t d = 0; d < head_dim; d++) {
+            assert_true(isfinite(page_value(&f, page, 0, 0, 0, d, false)));
+            assert_true(isnan(page_value(&f, page, 0, 1, 0, d, false)));
+            double value = page_value(&f, page, 0, 1, 0, d, true);
+            assert_true(d == 3 ? value == 0 : isfinite(value));
+        }
+        mp_free(page);
+        mp_free(k);
+        mp_free(v);
+        f.ops->close(f.b);
+        close_model(&f);
+    }
+}
+
 static void test_open_without_memory(void **state) {
     (void)state;
     mp_synth_spec spec = mp_synth_tiny(MP_ARCH_QWEN2);
@@ -598,6 +629,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_pages),
         cmocka_unit_test(test_store_saturates),
+        cmocka_unit_test(test_store_keeps_nan_in_the_key),
         cmocka_unit_test(test_open_without_memory),
         cmocka_unit_test(test_bad_config),
     };

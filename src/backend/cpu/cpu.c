@@ -4,6 +4,7 @@
  * decode step of a few rows stays on the calling thread where starting workers would cost more than the work. */
 #include "backend/backend.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -377,6 +378,17 @@ static void norm_heads(const cpu_backend *c, float *x, uint32_t n_heads, const m
     }
 }
 
+/* A NaN in a token's value becomes one in its key, and the value 0: rows that see the token end as NaN, and rows that
+ * give it weight 0 do not. */
+static void keep_nan(uint32_t n, float *k, float *v) {
+    bool any = false;
+    for (uint32_t i = 0; i < n; i++) any |= isnan(v[i]) != 0;
+    for (uint32_t i = 0; any && i < n; i++) {
+        k[i] = NAN;
+        if (isnan(v[i])) v[i] = 0.0f;
+    }
+}
+
 static void store_row(cpu_backend *c, uint32_t r) {
     const mp_hparams *hp = c->hp;
     const mp_layer *l = &c->model->layers[c->layer];
@@ -397,6 +409,7 @@ static void store_row(cpu_backend *c, uint32_t r) {
         float turned[256];
         size_t at = (size_t)h * hp->head_dim;
         c->rows->turn(k + at, cos_sin, hp->rope.pairs, c->rope.n_pairs, hp->head_dim, 1.0f, turned);
+        keep_nan(hp->head_dim, turned, v + at);
         memcpy(k + at, turned, hp->head_dim * sizeof *turned);
         c->rows->store[c->slab.type](turned, v + at, hp->head_dim, row->slot % MP_GROUP_TOKENS,
                                      mp_slab_group(&c->slab, row->page, c->layer, h, row->slot));
