@@ -1,10 +1,11 @@
 #!/bin/sh
 # Everything about the CUDA backend in one call on a machine with a GPU: build, check, time. Needs nvcc only to build:
 # with BUILD=DIR, what was built elsewhere is run. Prints a summary last; full output in OUT (default build/gpu).
+# SANITIZE=1: check also runs small cases of the kernels' tests under compute-sanitizer.
 # usage: bench/gpu.sh [check] [ops] [model]     (default: all three)
 set -eu
 cd "$(dirname "$0")/.."
-case "${1:-}" in -h|--help) sed -n '2,4s/^# //p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h|--help) sed -n '2,5s/^# //p' "$0"; exit 0 ;; esac
 parts=${*:-check ops model}
 out=${OUT:-build/gpu}
 mkdir -p "$out"
@@ -42,11 +43,10 @@ if has_part check; then
     for test in rows weights matmul decode prefill sample; do
         program=$(find_program "test_cuda_$test") || continue
         step "$test" "$program"
-        if command -v compute-sanitizer >/dev/null && [ -n "${SANITIZE:-}" ]; then
-            for tool in memcheck racecheck initcheck; do
-                step "$test-$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$program" small
-            done
-        fi
+        [ -z "${SANITIZE:-}" ] || for tool in memcheck racecheck initcheck; do
+            step "$test-$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 --suppressions bench/sanitizer.xml \
+                "$program" small
+        done
     done
     program=$(find_program test_reuse) && step reuse-fp8 "$program" cuda fp8
     for test in reuse oracle; do

@@ -437,6 +437,7 @@ static __device__ __forceinline__ uint32_t meet(const mp_cu_attend *a, shared<D>
     if (__builtin_expect(flags & NEW_QUERIES, 0)) {
         mp_barrier_wait(mp_shared(&sh->turned), (*n_jobs)++ & 1);
         load_queries<D>(q, sh->queries);
+        __syncwarp();
         if ((threadIdx.x & 31) == 0) mp_barrier_arrive(mp_shared(&sh->loaded));
         if (WHOLE_ROPE) {
             const int2 *rows = &sh->rows[*n_units & 1][threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4];
@@ -490,6 +491,7 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
         /* Here, because the compiler would move the wait before the weights' arithmetic if nothing stood between. */
         uint32_t next_flags = meet<D, WHOLE_ROPE>(a, sh, &at, q, &n_jobs, &n_units);
         mp_products_wait<0>();
+        __syncwarp(); /* all lanes have read the stage's note */
         if (begun && leader) mp_barrier_arrive(mp_shared(&sh->empty[done]));
         begun = true;
         if (__builtin_expect(flags & NEW_CELL, 0)) {
