@@ -296,6 +296,7 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     float *head = heads[threadIdx.x / LANES];
 #pragma unroll
     for (uint32_t j = 0; j < UNIT; j++) head[c + j] = v[j];
+    __syncwarp(); /* head is there; the vote orders no memory */
     uint32_t in_value = __ballot_sync(0xffffffffu, has_nan(value)) >> (threadIdx.x % WARP / LANES * LANES);
     if (!here || is_q) return;
     if (!FEW) row = s.work.rows[r];
