@@ -30,7 +30,7 @@
 #define NUMERICS_VERSION 1
 
 enum {
-    MAX_ROWS = 49152, /* whose bucket is the largest that a grid can have in one dimension */
+    MAX_ROWS = 49152, /* rounds up to itself; no step of more rows has been run */
     MAX_EMBD = 32768,
     LOGIT_ROWS_MIN = 16,
     GRAPH_ROWS_MAX = 512,  /* steps of more rows keep the device busy longer than launching takes */
@@ -102,6 +102,28 @@ static uint32_t qkv_of(const mp_hparams *hp) {
     return (hp->n_heads + 2 * hp->n_kv_heads) * hp->head_dim;
 }
 
+static size_t slot_bytes(const mp_hparams *hp) {
+    return (size_t)hp->n_heads * (hp->head_dim * sizeof(uint16_t) + 2 * sizeof(float));
+}
+
+/* Bytes are counted by size_t everywhere; rows, items and single numbers of a step by 32 bits, which this checks. */
+static mepic_status check_counts(const mp_backend_config *c, mepic_error *err) {
+    const mp_hparams *hp = &c->model->hp;
+    size_t most = UINT32_MAX / 2 / qkv_of(hp); /* rows are rounded up by less than half */
+    /* Items: a cell has a page or a sequence of its own, and is taken apart at most once a partial state. */
+    size_t units = (c->n_pages + c->max_seqs + PARTIALS_BYTES / slot_bytes(hp)) * hp->n_kv_heads;
+    if (most > MAX_ROWS) most = MAX_ROWS;
+    if (c->max_rows > most) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "step_tokens is %u; a CUDA step of this model has at most %zu rows",
+                       c->max_rows, most);
+    }
+    if (units > UINT32_MAX) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "pages: %u pages of %u kv heads are too many for CUDA; lower pages",
+                       c->n_pages, hp->n_kv_heads);
+    }
+    return MEPIC_OK;
+}
+
 static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
     const mp_hparams *hp = &c->model->hp;
     if (c->kv_type != MEPIC_KV_BF16) {
@@ -112,10 +134,6 @@ static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
     }
     if (c->max_rows == 0 || c->max_seqs == 0 || c->max_refs == 0) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "a backend needs at least one row, one sequence and one cell");
-    }
-    if (c->max_rows > MAX_ROWS) {
-        return mp_fail(err, MEPIC_ERR_ARGUMENT, "step_tokens is %u; a CUDA step has at most %u rows", c->max_rows,
-                       MAX_ROWS);
     }
     if (hp->n_embd % 8 || hp->n_ff % 8 || hp->n_embd > MAX_EMBD) {
         return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
@@ -128,7 +146,7 @@ static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
                        "heads of %u dimensions: CUDA has kernels for 64, 80, 96, 128 and 256; use the CPU (device cpu)",
                        hp->head_dim);
     }
-    return MEPIC_OK;
+    return check_counts(c, err);
 }
 
 static bool wants_e4m3(const mp_backend_config *c) {
@@ -148,10 +166,6 @@ static mepic_status check_weights(const mp_backend_config *c, const mp_cu_device
 static uint32_t logit_rows_of(const mp_backend_config *c) {
     uint32_t n = c->max_seqs > LOGIT_ROWS_MIN ? c->max_seqs : LOGIT_ROWS_MIN;
     return n < c->max_rows ? n : c->max_rows;
-}
-
-static size_t slot_bytes(const mp_hparams *hp) {
-    return (size_t)hp->n_heads * (hp->head_dim * sizeof(uint16_t) + 2 * sizeof(float));
 }
 
 static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t arch, uint32_t n_sm) {

@@ -120,6 +120,7 @@ cudaError_t mp_cu_dequantize(uint32_t type, const void *src, mp_bf16 *dst, size_
     const uint8_t *from = (const uint8_t *)src;
     uint4 *to = (uint4 *)dst;
     size_t units = n / UNIT;
+    if ((n + THREADS - 1) / THREADS > INT32_MAX) return cudaErrorInvalidValue; /* a grid's first dimension */
     uint32_t blocks = (uint32_t)((units + THREADS - 1) / THREADS), singles = (uint32_t)((n + THREADS - 1) / THREADS);
     switch (type) {
 #define BLOCKS(name, len, bytes)                                                                                       \

@@ -32,6 +32,11 @@ static __device__ __forceinline__ uint4 pack(const float *x) {
     return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
+/* A grid's first dimension. */
+static bool fits_grid(size_t blocks) {
+    return blocks <= INT32_MAX;
+}
+
 /* ---- Embedding --------------------------------------------------------------------------------------------------- */
 
 static __global__ void embed(mp_cu_work work, const int32_t *sampled, const uint4 *table, uint32_t n_units, float4 *x) {
@@ -317,12 +322,13 @@ cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t
     if (s->head_dim % 16 || s->head_dim > 256) return cudaErrorInvalidValue;
     size_t heads = (size_t)n_rows * (s->n_heads + 2 * s->n_kv_heads);
     uint32_t lanes = s->head_dim <= 64 ? 8 : s->head_dim <= 128 ? 16 : 32;
-    uint32_t grid = (uint32_t)((heads * lanes + STORE_THREADS - 1) / STORE_THREADS);
+    size_t grid = (heads * lanes + STORE_THREADS - 1) / STORE_THREADS;
+    if (!fits_grid(grid) || heads > UINT32_MAX) return cudaErrorInvalidValue;
     bool few = n_rows <= 256;
     auto kernel = few ? store_rows<32, true> : store_rows<32, false>;
     if (lanes == 8) kernel = few ? store_rows<8, true> : store_rows<8, false>;
     if (lanes == 16) kernel = few ? store_rows<16, true> : store_rows<16, false>;
-    kernel<<<grid, STORE_THREADS, 0, stream>>>(*s, n_rows);
+    kernel<<<(uint32_t)grid, STORE_THREADS, 0, stream>>>(*s, n_rows);
     return cudaGetLastError();
 }
 
@@ -336,13 +342,15 @@ static __device__ __forceinline__ void gate(uint4 g, uint4 u, float *y) {
     for (uint32_t j = 0; j < UNIT; j++) y[j] = __fdividef(y[j], 1.0f + __expf(-y[j])) * b[j];
 }
 
-static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint4 *g) {
-    uint32_t u = blockIdx.x * blockDim.x + threadIdx.x;
+/* Blocks of a row follow each other in a grid of one dimension: the others end at 65,535. */
+static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint32_t blocks_a_row, uint4 *g) {
+    size_t r = blockIdx.x / blocks_a_row;
+    uint32_t u = blockIdx.x % blocks_a_row * blockDim.x + threadIdx.x;
     if (u >= n_units) return;
     float y[UNIT];
-    const uint4 *row = gu + (size_t)blockIdx.y * 2 * n_units;
+    const uint4 *row = gu + r * 2 * n_units;
     gate(row[u], row[n_units + u], y);
-    g[(size_t)blockIdx.y * n_units + u] = pack(y);
+    g[r * n_units + u] = pack(y);
 }
 
 /* Rows in e4m3: x, or with GATED swiglu of it. */
@@ -381,9 +389,9 @@ cudaError_t mp_cu_quantize(uint32_t n_rows, const mp_bf16 *x, uint32_t n, mp_cu_
 cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, cudaStream_t stream) {
     if (n_rows == 0) return cudaSuccess;
     if (g.scales) return quantize_rows<true>(n_rows, gu, n_ff, g, stream);
-    if (n_ff % UNIT || n_rows > 65535) return cudaErrorInvalidValue; /* rows are a grid's y */
-    uint32_t n_units = n_ff / UNIT;
-    swiglu<<<dim3((n_units + 127) / 128, n_rows), 128, 0, stream>>>((const uint4 *)gu, n_units, (uint4 *)g.data);
+    uint32_t n_units = n_ff / UNIT, blocks_a_row = (n_units + 127) / 128;
+    if (n_ff % UNIT || !fits_grid((size_t)blocks_a_row * n_rows)) return cudaErrorInvalidValue;
+    swiglu<<<blocks_a_row * n_rows, 128, 0, stream>>>((const uint4 *)gu, n_units, blocks_a_row, (uint4 *)g.data);
     return cudaGetLastError();
 }
 
