@@ -36,6 +36,19 @@ step() { # step NAME PROGRAM ARGUMENTS...: output to a file, one line of verdict
         fi
     fi
 }
+# 48 paragraphs of 250 words in SQuAD's layout, for where XQuAD is not: words of a text, shuffled.
+make_paragraphs() {
+    awk 'BEGIN { srand(1) } { for (i = 1; i <= NF; i++) { gsub(/[^A-Za-z]/, "", $i); if ($i != "") word[n++] = $i } }
+        END {
+            printf "{\"data\": [{\"paragraphs\": ["
+            for (p = 0; p < 48; p++) {
+                printf "%s{\"context\": \"", p ? ", " : ""
+                for (i = 0; i < 250; i++) printf "%s%s", i ? " " : "", word[int(rand() * n)]
+                printf "\", \"qas\": [{\"question\": \"Which word?\", \"answers\": [{\"text\": \"%s\"}]}]}", word[p]
+            }
+            print "]}]}"
+        }' data/canonical-v1.txt
+}
 has_part() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader || true
@@ -48,6 +61,7 @@ if has_part check; then
                 "$program" small
         done
     done
+    program=$(find_program test_cuda_faults) && step faults "$program"
     program=$(find_program test_reuse) && step reuse-fp8 "$program" cuda fp8
     for test in reuse oracle; do
         program=$(find_program "test_$test") || continue
@@ -65,6 +79,12 @@ if has_part ops; then
         step "bench-$bench" "$program"
         cat "$out/bench-$bench.log"
     done
+    if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+        step torch python3 bench/peers/torch_attention.py
+        cat "$out/torch.log"
+    else
+        echo "skipped torch: python3 has none that sees the GPU"
+    fi
 fi
 if has_part model; then
     synth=$(find_program mepic-synth)
@@ -72,6 +92,8 @@ if has_part model; then
     file=${MODEL:-$out/8b.gguf}
     [ -f "$file" ] || step synth "$synth" --preset 8b --type Q4_0 --drawn-rows 64 "$file"
     common="-m $file --device cuda -q -c 20480"
+    data=../shared/data/xquad.en.json
+    [ -f "$data" ] || { data=$out/paragraphs.json && make_paragraphs >"$data"; }
     # shellcheck disable=SC2086
     {
         step decode "$mepic" bench decode $common --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
@@ -80,8 +102,9 @@ if has_part model; then
         step prefill "$mepic" bench prefill $common --lengths 2048,8192 --step-tokens 8192
         step resident "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192
         step unshared "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192 --reuse none
+        step reuse-bench "$mepic" bench reuse $common --data "$data" --requests 16 --concurrency 8 --paragraphs 8
     }
-    for log in decode decode-fp8 prefill prefill-fp8 resident unshared; do
+    for log in decode decode-fp8 prefill prefill-fp8 resident unshared reuse-bench; do
         echo "$log:"
         cat "$out/$log.log"
     done

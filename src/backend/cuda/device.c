@@ -33,9 +33,10 @@ mepic_status mp_cu_status(const mp_cu_device *d, mepic_error *err) {
     bool no_memory = d->error == cudaErrorMemoryAllocation;
     const char *help = no_memory || d->error == cudaErrorInvalidValue ? "close the engine, and open it again"
                                                                       : "restart the program"; /* the context is lost */
-    return mp_fail(err, no_memory ? MEPIC_ERR_NOMEM : MEPIC_ERR_BROKEN, "CUDA device %d (%s): %s (%s:%d: %.120s); %s",
-                   d->id, d->name, cudaGetErrorString(d->error), slash ? slash + 1 : "", d->line,
-                   d->what ? d->what : "", help);
+    /* What to do comes before the place: the engine keeps the beginning. */
+    return mp_fail(err, no_memory ? MEPIC_ERR_NOMEM : MEPIC_ERR_BROKEN, "CUDA device %d (%s): %s; %s (%s:%d: %.120s)",
+                   d->id, d->name, cudaGetErrorString(d->error), help, slash ? slash + 1 : "", d->line,
+                   d->what ? d->what : "");
 }
 
 static mepic_status check_device(mp_cu_device *d, uint32_t id, mepic_error *err) {
