@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "backend/cuda/device.h"
+#include "backend/cuda/few_rows.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/matmul.h"
 #include "backend/cuda/sample.h"
@@ -119,7 +120,7 @@ static bool report(bench *b, const op *o, const char *name, double bytes, double
     repeated.repeat = bound > 300 ? 3 : n_copies(b, o) > 20 ? n_copies(b, o) : 20;
     double us = measure(b, &repeated);
     if (us < 0) return false;
-    printf("%-5s %-15s %5u rows %9.2f us  bound %9.2f us (%s)  %5.1f %%\n", o->model->name, name, o->rows, us, bound,
+    printf("%-5s %-18s %5u rows %9.2f us  bound %9.2f us (%s)  %5.1f %%\n", o->model->name, name, o->rows, us, bound,
            by_bytes > by_flops ? "bytes" : "flops", 100 * bound / us);
     fflush(stdout);
     return true;
@@ -306,7 +307,28 @@ static bool report_products(bench *b, const model *m, mp_cu_matmul *matmul, cons
         differ += measured.n_differ;
         tried += measured.n_candidates;
     }
-    printf("%-5s %-15s %u candidates, %u with other bits\n", m->name, s->name, tried, differ);
+    printf("%-5s %-18s %u candidates, %u with other bits\n", m->name, s->name, tried, differ);
+    return ok;
+}
+
+/* Products of few rows without our own kernel for them. */
+static bool products_by_library(bench *b, const model *m, const mp_cu_shape *shapes, uint32_t n, const uint32_t *rows,
+                                uint32_t n_rows) {
+    enum { MOST = 5 };
+    mp_cu_shape few[MOST];
+    char names[MOST][32];
+    mp_cu_matmul *library;
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(names[i], sizeof names[i], "%s, cuBLASLt", shapes[i].name);
+        few[i] = shapes[i];
+        few[i].name = names[i];
+        few[i].max_rows = MP_CU_FEW_ROWS_MAX;
+        few[i].library_only = true;
+    }
+    if (mp_cu_matmul_open(&b->device, few, n, NULL, &library, &b->err) != MEPIC_OK) return false;
+    bool ok = true;
+    for (uint32_t i = 0; ok && i < n; i++) ok = report_products(b, m, library, &few[i], i, rows, n_rows);
+    mp_cu_matmul_close(library);
     return ok;
 }
 
@@ -345,7 +367,7 @@ static bool products(bench *b, const model *m, bool e4m3, const uint32_t *rows, 
     bool ok = true;
     for (uint32_t i = 0; ok && i < n; i++) ok = report_products(b, m, matmul, &shapes[i], i, rows, n_rows);
     mp_cu_matmul_close(matmul);
-    return ok;
+    return ok && (e4m3 || products_by_library(b, m, shapes, n, rows, n_rows));
 }
 
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "backend/cuda/few_rows.h"
 #include "backend/cuda/matmul.h"
 #include "model/dtype.h"
 #include "support/e4m3.h"
@@ -222,6 +223,69 @@ static void products(void **state) {
     for (uint32_t i = 0; i < n_shapes; i++) free_case(&cases[i]);
 }
 
+/* Our own kernel for few rows on rows [first, first + rows). NULL: the way has no plan. */
+static uint8_t *run_few_rows(const mp_cu_few_rows *few, const product_case *p, uint32_t first, uint32_t rows,
+                             uint32_t stage) {
+    const mp_cu_shape *s = &p->shape;
+    const mp_cu_few_plan plan = mp_cu_few_rows_plan(few, s->n_out, s->n_in, rows, stage);
+    const mp_bf16 *x = (const mp_bf16 *)p->dx.data + (size_t)first * s->n_in;
+    size_t all = (rows + 1) * p->row_bytes;
+    assert_true(plan.rows >= rows && plan.stages >= 2);
+    GPU(cudaMemset(p->out, 0xff, all));
+    GPU(cudaMemcpy(p->out, p->before + first * p->row_bytes, rows * p->row_bytes, cudaMemcpyHostToDevice));
+    GPU(cudaDeviceSynchronize());
+    GPU(mp_cu_few_rows_run(few, &plan, s->n_out, s->n_in, rows, s->out, x, p->dw.data, p->out, device.stream));
+    GPU(cudaDeviceSynchronize());
+    return gpu_get(p->out, all);
+}
+
+/* Every number of rows, in stages small and large: the library's bits, where its results are aligned. */
+static void few_rows(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t n_out, n_in;
+        mp_cu_out out;
+        bool aligned;
+    } shapes[] = {
+        { 299, 64, MP_CU_OUT_F32, false },   { 296, 64, MP_CU_OUT_F32, true },
+        { 72, 200, MP_CU_OUT_BF16, true },   { 8, 8, MP_CU_OUT_ADD_F32, false },
+        { 1152, 896, MP_CU_OUT_BF16, true }, { 896, 4864, MP_CU_OUT_ADD_F32, true },
+        { 40000, 104, MP_CU_OUT_F32, true }, { 6144, 4096, MP_CU_OUT_BF16, true },
+    };
+    mp_cu_few_rows few;
+    mp_cu_few_rows_open(device.n_sm, &few);
+    if (!few.describe) skip();
+    for (size_t i = 0; i < (small ? 4 : sizeof shapes / sizeof *shapes); i++) {
+        product_case p;
+        mp_cu_matmul *m;
+        mepic_error err;
+        make_case(&p, shapes[i].n_out, shapes[i].n_in, shapes[i].out, false);
+        p.shape.library_only = true;
+        ok(mp_cu_matmul_open(&device, &p.shape, 1, NULL, &m, &err), &err);
+        uint8_t *want = run_case(m, 0, &p, 0, MAX_ROWS);
+        mp_cu_matmul_close(m);
+        for (uint32_t rows = 1; rows <= MP_CU_FEW_ROWS_MAX; rows++) {
+            for (uint32_t stage = 1; stage <= 65536; stage = stage == 1 ? 16384 : stage * 2) {
+                uint32_t first = shapes[i].aligned ? rng_below(&random_numbers, MAX_ROWS - rows) : 0;
+                uint8_t *got = run_few_rows(&few, &p, first, rows, stage);
+                if (shapes[i].aligned && memcmp(got, want + first * p.row_bytes, rows * p.row_bytes) != 0) {
+                    fail_msg("[%u, %u]: %u rows from %u, stages of %u: not the library's bits", p.shape.n_out,
+                             p.shape.n_in, rows, first, stage);
+                }
+                for (int k = 0; k < 20 && first == 0; k++) {
+                    loss l = { 0 };
+                    check_value(&p, got, rng_below(&random_numbers, rows), rng_below(&random_numbers, p.shape.n_out),
+                                &l);
+                }
+                for (size_t b = rows * p.row_bytes; b < (rows + 1) * p.row_bytes; b++) assert_int_equal(got[b], 0xff);
+                free(got);
+            }
+        }
+        free(want);
+        free_case(&p);
+    }
+}
+
 /* test_cuda_matmul [small] */
 int main(int argc, char **argv) {
     small = argc > 1 && strcmp(argv[1], "small") == 0;
@@ -234,7 +298,7 @@ int main(int argc, char **argv) {
         printf("%s\n", err.message);
         return 1;
     }
-    const struct CMUnitTest tests[] = { cmocka_unit_test(products) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(products), cmocka_unit_test(few_rows) };
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     mp_cu_device_close(&device);
     return failed;

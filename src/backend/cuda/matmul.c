@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/cuda/few_rows.h"
 #include "backend/cuda/few_rows_e4m3.h"
 #include "base/hash.h"
 #include "base/mem.h"
@@ -21,17 +22,18 @@ static const size_t WORKSPACE = (size_t)4 << 20;
 static const size_t FLUSH =
     (size_t)128 << 20; /* more than L2 holds, and long enough that launches queue up behind it */
 
-/* The library's, or our own kernel for few rows. */
+/* The library's, or one of our own kernels for few rows. */
 typedef struct algorithm {
     cublasLtMatmulAlgo_t lt;
-    bool own; /* and not lt */
+    bool own;            /* and not lt */
+    mp_cu_few_plan plan; /* of our own for bf16 */
 } algorithm;
 
 typedef struct candidate {
     algorithm algo;
     uint64_t hash;      /* of the fixed row's result; 0: it depends on where the row stands */
     float once, us;     /* a short measurement; a longer one, where that was not far behind */
-    bool loaded, close; /* close to the fastest: only these have a hash */
+    bool loaded, close; /* close to the fastest of the library's, or of our own: only these have a hash */
 } candidate;
 
 typedef struct bucket {
@@ -53,7 +55,8 @@ typedef struct product {
 struct mp_cu_matmul {
     mp_cu_device *device;
     cublasLtHandle_t handle;
-    mp_cu_few few;
+    mp_cu_few few; /* e4m3 */
+    mp_cu_few_rows few_rows;
     void *workspace;
     bool same_bits;
     uint32_t n_products;
@@ -129,8 +132,12 @@ static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, mp_cu
 
 static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, mp_cu_matrix x,
                      mp_cu_matrix w, void *out, cudaStream_t stream) {
-    if (algo->own) {
+    if (algo->own && s->e4m3) {
         return CUDA_TRY(m->device, mp_cu_few_run(&m->few, s->n_out, s->n_in, rows, s->out, x, w, out, stream));
+    }
+    if (algo->own) {
+        return CUDA_TRY(m->device, mp_cu_few_rows_run(&m->few_rows, &algo->plan, s->n_out, s->n_in, rows, s->out,
+                                                      x.data, w.data, out, stream));
     }
     const float one = 1.0f, keep = s->out == MP_CU_OUT_ADD_F32 ? 1.0f : 0.0f;
     call c;
@@ -232,7 +239,10 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
 static void add_candidate(bucket *b, const algorithm *algo) {
     for (uint32_t i = 0; i < b->n_candidates; i++) {
         const algorithm *other = &b->candidates[i].algo;
-        if (other->own == algo->own && memcmp(&other->lt, &algo->lt, sizeof algo->lt) == 0) return;
+        if (other->own == algo->own && memcmp(&other->lt, &algo->lt, sizeof algo->lt) == 0 &&
+            memcmp(&other->plan, &algo->plan, sizeof algo->plan) == 0) {
+            return;
+        }
     }
     if (b->n_candidates < MAX_CANDIDATES) b->candidates[b->n_candidates++] = (candidate){ .algo = *algo };
 }
@@ -274,9 +284,19 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
     return CUBLAS_TRY(d, status);
 }
 
+/* Adds our own kernel: for e4m3, or for bf16 with stages of several sizes. */
+static void add_own(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, bucket *b) {
+    if (s->library_only) return;
+    if (s->e4m3 && m->few.describe && rows <= MP_CU_FEW_ROWS) add_candidate(b, &(algorithm){ .own = true });
+    for (uint32_t stage = 16384; stage <= 65536 && !s->e4m3; stage += stage / 2) {
+        algorithm a = { .own = true, .plan = mp_cu_few_rows_plan(&m->few_rows, s->n_out, s->n_in, rows, stage) };
+        if (a.plan.rows) add_candidate(b, &a);
+    }
+}
+
 /* Whether an algorithm, found for another number of rows, can do this one. */
 static bool can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, const scratch *t) {
-    if (algo->own) return rows <= MP_CU_FEW_ROWS;
+    if (algo->own) return rows <= (s->e4m3 ? MP_CU_FEW_ROWS : algo->plan.rows);
     cublasLtMatmulHeuristicResult_t result;
     call c;
     if (!describe(m->device, s, rows, t->in, s->weights[0], &c)) return false;
@@ -284,9 +304,12 @@ static bool can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algo
     return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE;
 }
 
-static float fastest_time(const bucket *b) {
+/* Of the library's candidates, or of our own: should their bits differ, the fastest of both must be known. */
+static float fastest_time(const bucket *b, bool own) {
     float best = INFINITY;
-    for (uint32_t i = 0; i < b->n_candidates; i++) best = fminf(best, b->candidates[i].us);
+    for (uint32_t i = 0; i < b->n_candidates; i++) {
+        if (b->candidates[i].algo.own == own) best = fminf(best, b->candidates[i].us);
+    }
     return best;
 }
 
@@ -307,19 +330,19 @@ static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scr
              time_runs(m, s, b->rows, &k->algo, b->rows <= FEW_ROWS ? 3 : 1, t, &k->us);
         k->loaded = true;
     }
-    float best = fastest_time(b);
-    uint32_t n = best < 20 ? 24 : best < 100 ? 8 : best < 500 ? 2 : 1;
+    float best[] = { fastest_time(b, false), fastest_time(b, true) }, least = fminf(best[0], best[1]);
+    uint32_t n = least < 20 ? 24 : least < 100 ? 8 : least < 500 ? 2 : 1;
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
         float us = INFINITY;
         k->once = k->us;
-        if (k->us <= 1.3f * best && k->us < INFINITY) ok = time_runs(m, s, b->rows, &k->algo, n, t, &us);
+        if (k->us <= 1.3f * best[k->algo.own] && k->us < INFINITY) ok = time_runs(m, s, b->rows, &k->algo, n, t, &us);
         k->us = us;
     }
-    best = fastest_time(b);
+    for (int own = 0; own < 2; own++) best[own] = fastest_time(b, own);
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
-        k->close = k->us <= 1.1f * best && k->us < INFINITY;
+        k->close = k->us <= 1.1f * best[k->algo.own] && k->us < INFINITY;
         if (k->close) ok = hash_fixed_row(m, s, b->rows, &k->algo, t, &k->hash);
     }
     return ok;
@@ -388,9 +411,16 @@ static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log
                            "cuBLASLt has no algorithm for the product %s, %u rows by [%u, %u], on device %d (%s)",
                            s->name, b->rows, s->n_out, s->n_in, m->device->id, m->device->name);
         }
-        uint32_t differ = 0;
+        uint32_t differ = 0, own_differ = 0;
         for (uint32_t c = 0; c < b->n_candidates; c++) {
-            differ += b->candidates[c].close && b->candidates[c].hash != hash;
+            bool other = b->candidates[c].close && b->candidates[c].hash != hash;
+            differ += other;
+            own_differ += other && b->candidates[c].algo.own;
+        }
+        if (own_differ) {
+            mp_log_write(log, MEPIC_LOG_WARN,
+                         "the product %s of %u rows is left to cuBLASLt: its bits are not our kernel's", s->name,
+                         b->rows);
         }
         p->buckets[i].algo = k->algo;
         p->buckets[i].pad = 0;
@@ -422,7 +452,8 @@ static void take_over(const bucket *before, bucket *b) {
     }
     for (uint32_t i = 0; i < before->n_candidates; i++) {
         const candidate *k = &before->candidates[i];
-        if (!k->algo.own && k->once <= 4 * best) b->candidates[b->n_candidates++] = *k;
+        if (k->algo.own || k->once > 4 * best || b->n_candidates == MAX_CANDIDATES) continue;
+        b->candidates[b->n_candidates++] = *k;
     }
 }
 
@@ -436,13 +467,13 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
     for (uint32_t i = 0; ok && i < p->n_buckets; i++, rows = mp_cu_bucket(rows + 1)) {
         bucket *b = &t->buckets[i];
         b->n_candidates = 0;
+        add_own(m, shape, rows, b);
         if (i > 0 && rows <= FEW_ROWS) {
             take_over(&t->buckets[i - 1], b);
         } else if (i > 0) {
             ok = find_algorithms(m, shape, rows, t, b);
         }
         for (uint32_t few = 1; ok && i == 0 && few <= FEW_ROWS; few *= 4) ok = find_algorithms(m, shape, few, t, b);
-        if (shape->e4m3 && m->few.describe && rows <= MP_CU_FEW_ROWS) add_candidate(b, &(algorithm){ .own = true });
         b->rows = rows;
         ok = ok && measure_bucket(m, shape, b, t);
     }
@@ -524,6 +555,7 @@ mepic_status mp_cu_matmul_open(mp_cu_device *device, const mp_cu_shape *shapes, 
         goto fail;
     }
     if (mp_cu_matmul_has_e4m3(device)) mp_cu_few_open(device->n_sm, &m->few);
+    if (device->arch == 90) mp_cu_few_rows_open(device->n_sm, &m->few_rows);
     if ((status = mp_cu_take(device, WORKSPACE, "products' workspace", &m->workspace, err)) != MEPIC_OK) goto fail;
     if ((status = open_scratch(device, shapes, n_shapes, &t, err)) != MEPIC_OK) goto fail;
     for (uint32_t i = 0; i < n_shapes; i++) {

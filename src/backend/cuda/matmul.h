@@ -1,6 +1,6 @@
-/* Matrix products by cuBLASLt: out[r, n] = sum over k of x[r, k] * w[n, k]; w [n_out, n_in] and x [rows, n_in] both
- * bf16, or both e4m3: then the sum over codes is multiplied by both rows' scales in fp32, before it is rounded or
- * added.
+/* Matrix products, by cuBLASLt or, where it is faster, by our own kernel for few rows (few_rows.h):
+ * out[r, n] = sum over k of x[r, k] * w[n, k]; w [n_out, n_in] and x [rows, n_in] both bf16, or both e4m3: then the sum
+ * over codes is multiplied by both rows' scales in fp32, before it is rounded or added.
  *
  * Same bits. The sum over k of one output must not depend on how many rows there are, so only algorithms that do not
  * split K are taken; for those the order along k is that of the tensor cores, whatever the tile. That is measured, not
@@ -26,6 +26,7 @@ typedef struct mp_cu_shape {
     uint32_t max_rows;
     const mp_cu_matrix *weights;   /* [n_weights] of all layers, measured with in turn. Borrowed for open */
     uint32_t n_weights;
+    bool library_only; /* without our own kernel for few rows: for comparison */
 } mp_cu_shape;
 
 /* Row buckets: 1, 2, 4, 8, 16, 32, 64, and from there a power of two or 1.5 times one. The least one >= n_rows > 0. */

@@ -1,13 +1,15 @@
 /* What happens to single rows between the matrix products. A row's numbers come from that row alone, and every sum has
  * one order that depends on the row's length only, so a row has the same bits in any company and in any bucket.
  *
- * All of it is bound by memory: 16 bytes a thread and access, every value read once. Rows behind a step's last one hold
- * whatever they held; what would write outside the activations for them (pages) does nothing. */
+ * All of it is bound by memory: 16 bytes a thread and access, every value read once; with few rows by latency: norm and
+ * SwiGLU begin before the kernels in front have ended (early.cuh). Rows behind a step's last one hold whatever they
+ * held; what would write outside the activations for them (pages) does nothing. */
 #include "backend/cuda/kernels.h"
 
 #include <cuda_fp8.h>
 #include <string.h>
 
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/fold.cuh"
 
 #define WARP 32u
@@ -41,6 +43,7 @@ static bool fits_grid(size_t blocks) {
 
 static __global__ void embed(mp_cu_work work, const int32_t *sampled, const uint4 *table, uint32_t n_units, float4 *x) {
     uint32_t r = blockIdx.x;
+    mp_let_next_begin();
     if (r >= work.counts->n_rows) return;
     int32_t token = work.rows[r].token;
     if (token < 0) token = sampled[-1 - token];
@@ -127,13 +130,6 @@ static __device__ __forceinline__ void put_row(mp_cu_matrix out, uint32_t r, uin
     }
 }
 
-/* Lets a product that waits for nothing but codes begin to fetch its weights (few_rows_e4m3.h). */
-static __device__ __forceinline__ void let_product_begin(void) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 /* Threads a block has where each holds n of a row's units. */
 static uint32_t threads_for(uint32_t n_units, uint32_t n) {
     return ((n_units + n - 1) / n + WARP - 1) / WARP * WARP;
@@ -157,16 +153,21 @@ static __global__ void __launch_bounds__(1024)
     norm(const uint32_t *rows, const uint32_t *n_real, const float4 *x, const float4 *weight, float eps,
          uint32_t n_units, mp_cu_matrix h) {
     __shared__ float part[WARP];
-    if (CODES) let_product_begin();
-    if (n_real && blockIdx.x >= *n_real) return;
-    size_t from = rows ? rows[blockIdx.x] : blockIdx.x;
     float v[N][UNIT], w[N][UNIT], squares = 0.0f;
+    mp_let_next_begin();
+    bool real = !n_real || blockIdx.x < *n_real;
+    size_t from = real && rows ? rows[blockIdx.x] : blockIdx.x;
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) {
         uint32_t u = i * blockDim.x + threadIdx.x;
-        bool here = u < n_units;
-        load_unit(here ? x + (from * n_units + u) * 2 : NULL, v[i]);
-        load_unit(here ? weight + u * 2 : NULL, w[i]); /* now: a few rows wait for every load once */
+        load_unit(u < n_units ? weight + u * 2 : NULL, w[i]);
+    }
+    mp_wait_for_inputs();
+    if (!real) return;
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t u = i * blockDim.x + threadIdx.x;
+        load_unit(u < n_units ? x + (from * n_units + u) * 2 : NULL, v[i]);
     }
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) {
@@ -190,9 +191,8 @@ cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_
     uint32_t n = n_units <= 1024 ? 1 : 4;
     auto kernel = n == 1 ? norm<1, false> : norm<4, false>;
     if (h.scales) kernel = n == 1 ? norm<1, true> : norm<4, true>;
-    kernel<<<n_rows, threads_for(n_units, n), 0, stream>>>(rows, n_real, (const float4 *)x, (const float4 *)weight, eps,
-                                                           n_units, h);
-    return cudaGetLastError();
+    return mp_launch_early(kernel, n_rows, threads_for(n_units, n), 0, stream, rows, n_real, (const float4 *)x,
+                           (const float4 *)weight, eps, n_units, h);
 }
 
 /* ---- Bias, norm of heads, rotation, store ------------------------------------------------------------------------ */
@@ -346,8 +346,10 @@ static __device__ __forceinline__ void gate(uint4 g, uint4 u, float *y) {
 static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint32_t blocks_a_row, uint4 *g) {
     size_t r = blockIdx.x / blocks_a_row;
     uint32_t u = blockIdx.x % blocks_a_row * blockDim.x + threadIdx.x;
-    if (u >= n_units) return;
     float y[UNIT];
+    mp_let_next_begin();
+    mp_wait_for_inputs();
+    if (u >= n_units) return;
     const uint4 *row = gu + r * 2 * n_units;
     gate(row[u], row[n_units + u], y);
     g[r * n_units + u] = pack(y);
@@ -356,7 +358,7 @@ static __global__ void swiglu(const uint4 *gu, uint32_t n_units, uint32_t blocks
 /* Rows in e4m3: x, or with GATED swiglu of it. */
 template <uint32_t N, bool GATED>
 static __global__ void __launch_bounds__(1024) quantize(const uint4 *x, uint32_t n_units, mp_cu_matrix out) {
-    let_product_begin();
+    mp_let_next_begin(); /* a product fetches its weights */
     const uint4 zero = make_uint4(0, 0, 0, 0), *row = x + (size_t)blockIdx.x * n_units * (GATED ? 2 : 1);
     float v[N][UNIT];
 #pragma unroll
@@ -391,8 +393,8 @@ cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_c
     if (g.scales) return quantize_rows<true>(n_rows, gu, n_ff, g, stream);
     uint32_t n_units = n_ff / UNIT, blocks_a_row = (n_units + 127) / 128;
     if (n_ff % UNIT || !fits_grid((size_t)blocks_a_row * n_rows)) return cudaErrorInvalidValue;
-    swiglu<<<blocks_a_row * n_rows, 128, 0, stream>>>((const uint4 *)gu, n_units, blocks_a_row, (uint4 *)g.data);
-    return cudaGetLastError();
+    return mp_launch_early(swiglu, blocks_a_row * n_rows, 128, 0, stream, (const uint4 *)gu, n_units, blocks_a_row,
+                           (uint4 *)g.data);
 }
 
 /* All blocks walk over all pages: how many there are is not known when the grid is. */

@@ -1,0 +1,360 @@
+/* Products of few rows on Hopper.
+ *
+ * A block has `width` neighbouring outputs (then the next such tile, if they are more than the grid covers at once) and
+ * all of k. One thread copies: a ring of stages, each `depth` panels of 64 k of w and of x in the tensor cores'
+ * 128-byte swizzle. A warpgroup multiplies 64 outputs by all rows: w is the product's A, x its B, so few rows cost
+ * little. What lies behind a tile's last output is multiplied, too, whatever it is, and not stored: every output has
+ * numbers of its own.
+ *
+ * The ring takes all the shared memory there is and is filled with w before the kernels in front have ended: 26 MB over
+ * an H100, what memory delivers while they hand their rows on. */
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include "backend/cuda/early.cuh"
+#include "backend/cuda/few_rows.h"
+#include "backend/cuda/mma.cuh"
+#include "backend/cuda/wgmma.cuh"
+
+namespace {
+
+enum {
+    PANEL = 64,         /* k */
+    PANEL_BYTES = 128,  /* of a row */
+    GROUP_OUTPUTS = 64, /* of a warpgroup */
+    MAX_WIDTH = 256,
+    MAX_STAGES = 32,
+    BEHIND = (GROUP_OUTPUTS - 8) * PANEL_BYTES, /* bytes that may be read behind the last tile */
+    ALIGN = 1024,
+    MAX_MEMORY = 232448,
+    MAX_DEPTH = 16,
+};
+
+struct params {
+    uint32_t n_out, n_rows, n_panels;
+    uint32_t width, passes, depth, n_stages;
+    bool bf16;
+    void *out;
+};
+
+struct barriers {
+    uint64_t full[MAX_STAGES], empty[MAX_STAGES];
+};
+
+enum { FIXED_MEMORY = sizeof(barriers) + ALIGN + BEHIND };
+
+/* ---- Instructions ------------------------------------------------------------------------------------------------ */
+
+/* Panels of w pass through the caches once; x is wanted by every block. */
+__device__ __forceinline__ uint64_t policy_once(void) {
+    uint64_t p;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
+
+__device__ __forceinline__ uint64_t policy_keep(void) {
+    uint64_t p;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
+
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t k, uint32_t row,
+                                         uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(k), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+/* clang-format off */
+#define F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define F8(i) F4(i), F4(i + 4)
+#define F16(i) F8(i), F8(i + 8)
+#define D4 "%0, %1, %2, %3"
+#define D8 D4 ", %4, %5, %6, %7"
+#define D16 D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define D32 D16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PRODUCT(n, list, a, b, p) \
+    "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n" \
+    "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" list "}, " a ", " b ", p, 1, 1, 0, 0;\n}"
+/* clang-format on */
+
+/* d[64 outputs, rows] (+)= w x^T, 16 k. */
+__device__ __forceinline__ void multiply(float (&d)[4], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("8", D4, "%4", "%5", "%6") : F4(0) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+__device__ __forceinline__ void multiply(float (&d)[8], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("16", D8, "%8", "%9", "%10") : F8(0) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+__device__ __forceinline__ void multiply(float (&d)[16], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("32", D16, "%16", "%17", "%18") : F16(0) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+__device__ __forceinline__ void multiply(float (&d)[32], uint64_t w, uint64_t x, bool add) {
+    asm volatile(PRODUCT("64", D32, "%32", "%33", "%34") : F16(0), F16(16) : "l"(w), "l"(x), "r"((uint32_t)add));
+}
+
+/* ---- The ring ---------------------------------------------------------------------------------------------------- */
+
+/* Where somebody is in the stages of a block: stage `i` of all, in pass `pass`, from panel `panel`, and its slot. */
+template <int ROWS> struct place {
+    uint32_t i, pass, panel, slot, round;
+
+    __device__ __forceinline__ void next(const params &p) {
+        i++;
+        panel += p.depth;
+        if (panel >= p.n_panels) {
+            panel = 0;
+            pass++;
+        }
+        if (++slot == p.n_stages) {
+            slot = 0;
+            round ^= 1;
+        }
+    }
+    __device__ __forceinline__ uint32_t panels(const params &p) const {
+        return min(p.depth, p.n_panels - panel);
+    }
+    __device__ __forceinline__ uint32_t w(const params &p, uint32_t memory) const {
+        return memory + slot * p.depth * (p.width + ROWS) * PANEL_BYTES;
+    }
+    __device__ __forceinline__ uint32_t x(const params &p, uint32_t memory) const {
+        return w(p, memory) + p.depth * p.width * PANEL_BYTES;
+    }
+};
+
+struct ring {
+    uint32_t memory, full, empty;
+};
+
+/* ---- Copying ----------------------------------------------------------------------------------------------------- */
+
+/* The part of w: the barrier counts all that this stage will get. */
+template <int ROWS>
+__device__ __forceinline__ void copy_w(const params &p, const CUtensorMap *w, const ring &r, const place<ROWS> &at,
+                                       uint64_t policy) {
+    uint32_t n = at.panels(p), barrier = r.full + at.slot * 8, to = at.w(p, r.memory);
+    uint32_t first = (at.pass * gridDim.x + blockIdx.x) * p.width;
+    mp_barrier_expect(barrier, n * (p.width + ROWS) * PANEL_BYTES);
+    for (uint32_t j = 0; j < n; j++) {
+        copy_box(to + j * p.width * PANEL_BYTES, w, (at.panel + j) * PANEL, first, barrier, policy);
+    }
+}
+
+template <int ROWS>
+__device__ __forceinline__ void copy_x(const params &p, const CUtensorMap *x, const ring &r, const place<ROWS> &at,
+                                       uint64_t policy) {
+    uint32_t n = at.panels(p), barrier = r.full + at.slot * 8, to = at.x(p, r.memory);
+    for (uint32_t j = 0; j < n; j++) {
+        copy_box(to + j * ROWS * PANEL_BYTES, x, (at.panel + j) * PANEL, 0, barrier, policy);
+    }
+}
+
+/* One thread. */
+template <int ROWS>
+__device__ void copy_stages(const params &p, const CUtensorMap *w, const CUtensorMap *x, const ring &r) {
+    uint64_t once = policy_once(), keep = policy_keep();
+    uint32_t total = p.passes * ((p.n_panels + p.depth - 1) / p.depth);
+    place<ROWS> at_w = {}, at_x = {};
+    mp_let_next_begin(); /* a product that comes next waits for shared memory, until this block ends */
+    for (; at_w.i < min(total, p.n_stages); at_w.next(p)) copy_w(p, w, r, at_w, once);
+    mp_wait_for_inputs();
+    for (; at_x.i < at_w.i; at_x.next(p)) copy_x(p, x, r, at_x, keep);
+    for (; at_w.i < total; at_w.next(p)) {
+        mp_barrier_wait(r.empty + at_w.slot * 8, at_w.round ^ 1);
+        copy_w(p, w, r, at_w, once);
+        copy_x(p, x, r, at_w, keep);
+    }
+}
+
+/* ---- Multiplying ------------------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ void hand_back(const ring &r, uint32_t slot) {
+    if ((threadIdx.x & 31) == 0) mp_barrier_arrive(r.empty + slot * 8);
+}
+
+/* Which value this thread has at d[i]: row of x, and output of the warpgroup's 64. */
+__device__ __forceinline__ uint32_t row_of(int i) {
+    return i / 4 * 8 + (threadIdx.x & 3) * 2 + (i & 1);
+}
+
+__device__ __forceinline__ uint32_t output_of(int i) {
+    return threadIdx.x / 32 % 4 * 16 + (threadIdx.x & 31) / 4 + (i & 2) * 4;
+}
+
+template <int N>
+__device__ __forceinline__ void store(const params &p, const float (&d)[N], uint32_t first, uint32_t end) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        uint32_t n = first + output_of(i);
+        if (n >= end || row_of(i) >= p.n_rows) continue;
+        size_t at = (size_t)row_of(i) * p.n_out + n;
+        if (p.bf16) {
+            ((__nv_bfloat16 *)p.out)[at] = __float2bfloat16_rn(d[i]);
+        } else {
+            ((float *)p.out)[at] = d[i];
+        }
+    }
+}
+
+/* What is added to: asked for before the products, which take longer than it does to come. */
+template <int N>
+__device__ __forceinline__ void load(const params &p, float (&before)[N], uint32_t first, uint32_t end) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        uint32_t n = first + output_of(i);
+        before[i] = n < end && row_of(i) < p.n_rows ? ((const float *)p.out)[(size_t)row_of(i) * p.n_out + n] : 0.0f;
+    }
+}
+
+template <int N> __device__ __forceinline__ void multiply_panel(float (&d)[N], uint64_t w, uint64_t x, bool add) {
+    mp_products_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) multiply(d, w + 2 * k, x + 2 * k, k > 0 || add);
+    mp_products_commit();
+}
+
+template <int ROWS, bool ADD> __device__ void multiply_stages(const params &p, const ring &r, uint32_t group) {
+    place<ROWS> at = {};
+    float d[ROWS / 2], before[ROWS / 2];
+    mp_wait_for_inputs();
+    while (at.pass < p.passes) {
+        uint32_t first = (at.pass * gridDim.x + blockIdx.x) * p.width, end = min(first + p.width, p.n_out), last = 0;
+        if (ADD) load(p, before, first + group, end);
+        do {
+            uint64_t w = mp_matrix(at.w(p, r.memory) + group * PANEL_BYTES, 1024, 0);
+            uint64_t x = mp_matrix(at.x(p, r.memory), 1024, 0);
+            mp_barrier_wait(r.full + at.slot * 8, at.round);
+            mp_hold(d);
+            multiply_panel(d, w, x, at.panel > 0);
+            mp_products_wait<1>(); /* the stage before */
+            if (at.panel > 0) hand_back(r, last);
+            for (uint32_t n = at.panels(p); n > 1; n--) {
+                w += p.width * PANEL_BYTES >> 4;
+                x += ROWS * PANEL_BYTES >> 4;
+                multiply_panel(d, w, x, true);
+            }
+            last = at.slot;
+            at.next(p);
+        } while (at.panel > 0);
+        mp_products_wait<0>();
+        mp_hold(d);
+        hand_back(r, last);
+        if (ADD) {
+#pragma unroll
+            for (int k = 0; k < ROWS / 2; k++) d[k] = __fadd_rn(d[k], before[k]);
+        }
+        store(p, d, first + group, end);
+    }
+}
+
+template <int ROWS, bool ADD>
+__global__ void __launch_bounds__(4 * 128 + 32, 1)
+    few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
+    extern __shared__ uint8_t memory[];
+    __shared__ barriers b;
+    ring r = { (mp_shared(memory) + ALIGN - 1) / ALIGN * ALIGN, mp_shared(b.full), mp_shared(b.empty) };
+    uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < p.n_stages; i++) {
+            mp_barrier_init(r.full + i * 8, 1);
+            mp_barrier_init(r.empty + i * 8, groups * 4);
+        }
+        mp_fence_async();
+    }
+    __syncthreads();
+    if (warp < groups * 4) {
+        multiply_stages<ROWS, ADD>(p, r, warp / 4 * GROUP_OUTPUTS);
+    } else if (threadIdx.x % 32 == 0) {
+        copy_stages<ROWS>(p, &w, &x, r);
+    }
+}
+
+static uint32_t round_up(uint32_t x, uint32_t to) {
+    return (x + to - 1) / to * to;
+}
+
+template <int ROWS> cudaError_t open_kernels(void) {
+    const int most = MAX_MEMORY - (int)sizeof(barriers);
+    cudaError_t e = cudaFuncSetAttribute(few_rows<ROWS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    return e != cudaSuccess
+               ? e
+               : cudaFuncSetAttribute(few_rows<ROWS, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
+static bool make_map(void *describe, const mp_bf16 *from, uint32_t n_rows, uint32_t n_in, uint32_t box_rows,
+              CUtensorMap *map) {
+    const cuuint64_t size[] = { n_in, n_rows }, stride[] = { (cuuint64_t)n_in * sizeof(mp_bf16) };
+    const cuuint32_t box[] = { PANEL, box_rows }, step[] = { 1, 1 };
+    auto encode = (decltype(&cuTensorMapEncodeTiled))describe;
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)from, size, stride, box, step,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+template <int ROWS>
+cudaError_t launch(const mp_cu_few_plan *plan, mp_cu_out kind, const CUtensorMap &w, const CUtensorMap &x,
+                   const params &p, cudaStream_t stream) {
+    uint32_t threads = round_up(plan->width, GROUP_OUTPUTS) / GROUP_OUTPUTS * 128 + 32;
+    size_t memory = ALIGN + plan->stages * plan->depth * (plan->width + ROWS) * PANEL_BYTES + BEHIND;
+    auto kernel = kind == MP_CU_OUT_ADD_F32 ? few_rows<ROWS, true> : few_rows<ROWS, false>;
+    return mp_launch_early(kernel, plan->blocks, threads, memory, stream, w, x, p);
+}
+
+} // namespace
+
+void mp_cu_few_rows_open(uint32_t n_sm, mp_cu_few_rows *out) {
+    void *found = NULL;
+    cudaDriverEntryPointQueryResult result;
+    *out = { NULL, n_sm };
+    bool ok = open_kernels<8>() == cudaSuccess && open_kernels<16>() == cudaSuccess &&
+              open_kernels<32>() == cudaSuccess && open_kernels<64>() == cudaSuccess &&
+              cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) ==
+                  cudaSuccess;
+    if (ok && result == cudaDriverEntryPointSuccess) {
+        out->describe = found;
+    } else {
+        cudaGetLastError(); /* no fault of the device */
+    }
+}
+
+mp_cu_few_plan mp_cu_few_rows_plan(const mp_cu_few_rows *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows,
+                                   uint32_t stage) {
+    mp_cu_few_plan p = {};
+    uint32_t panels = (n_in + PANEL - 1) / PANEL;
+    if (!f->describe || n_rows > MP_CU_FEW_ROWS_MAX || n_in % 8) return p;
+    p.rows = n_rows <= 8 ? 8 : n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : 64;
+    do {
+        p.passes++;
+        p.width = round_up((n_out + f->n_sm * p.passes - 1) / (f->n_sm * p.passes), 8);
+    } while (p.width > MAX_WIDTH);
+    uint32_t tiles = (n_out + p.width - 1) / p.width, panel = (p.width + p.rows) * PANEL_BYTES;
+    p.blocks = (tiles + p.passes - 1) / p.passes;
+    p.depth = (stage + panel / 2) / panel;
+    if (p.depth == 0) p.depth = 1;
+    if (p.depth > MAX_DEPTH) p.depth = MAX_DEPTH;
+    if (p.depth > panels) p.depth = panels;
+    p.stages = (MAX_MEMORY - FIXED_MEMORY) / (p.depth * panel);
+    if (p.stages > MAX_STAGES) p.stages = MAX_STAGES;
+    return p;
+}
+
+cudaError_t mp_cu_few_rows_run(const mp_cu_few_rows *f, const mp_cu_few_plan *plan, uint32_t n_out, uint32_t n_in,
+                               uint32_t n_rows, mp_cu_out kind, const mp_bf16 *x, const mp_bf16 *w, void *out,
+                               cudaStream_t stream) {
+    CUtensorMap wm, xm;
+    if (n_rows == 0 || n_rows > plan->rows || !make_map(f->describe, w, n_out, n_in, plan->width, &wm) ||
+        !make_map(f->describe, x, n_rows, n_in, plan->rows, &xm)) {
+        return cudaErrorInvalidValue;
+    }
+    const params p = { n_out,       n_rows,       (n_in + PANEL - 1) / PANEL, plan->width, plan->passes,
+                       plan->depth, plan->stages, kind == MP_CU_OUT_BF16,     out };
+    switch (plan->rows) {
+    case 8: return launch<8>(plan, kind, wm, xm, p, stream);
+    case 16: return launch<16>(plan, kind, wm, xm, p, stream);
+    case 32: return launch<32>(plan, kind, wm, xm, p, stream);
+    default: return launch<64>(plan, kind, wm, xm, p, stream);
+    }
+}
