@@ -286,6 +286,38 @@ static void few_rows(void **state) {
     }
 }
 
+/* What is fastest is a matter of noise; the bits are not. Small shapes: there many algorithms are nearly as fast. */
+static void the_bits_are_those_of_the_last_open(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t n_out, n_in;
+        mp_cu_out out;
+    } shapes[] = { { 512, 64, MP_CU_OUT_BF16 },
+                   { 64, 256, MP_CU_OUT_ADD_F32 },
+                   { 256, 64, MP_CU_OUT_BF16 },
+                   { 64, 128, MP_CU_OUT_ADD_F32 },
+                   { 304, 64, MP_CU_OUT_F32 } };
+    enum { N = sizeof shapes / sizeof *shapes };
+    product_case cases[N];
+    mp_cu_shape list[N];
+    for (uint32_t i = 0; i < N; i++) {
+        make_case(&cases[i], shapes[i].n_out, shapes[i].n_in, shapes[i].out, false);
+        list[i] = cases[i].shape;
+        list[i].max_rows = 64;
+    }
+    uint32_t class = 0;
+    for (int open = 0; open < (small ? 1 : 6); open++) {
+        mp_cu_matmul *m;
+        mepic_error err;
+        ok(mp_cu_matmul_open(&device, list, N, NULL, &m, &err), &err);
+        assert_true(mp_cu_matmul_same_bits(m));
+        if (open > 0) assert_int_equal(mp_cu_matmul_class(m), class);
+        class = mp_cu_matmul_class(m);
+        mp_cu_matmul_close(m);
+    }
+    for (uint32_t i = 0; i < N; i++) free_case(&cases[i]);
+}
+
 /* test_cuda_matmul [small] */
 int main(int argc, char **argv) {
     small = argc > 1 && strcmp(argv[1], "small") == 0;
@@ -298,7 +330,8 @@ int main(int argc, char **argv) {
         printf("%s\n", err.message);
         return 1;
     }
-    const struct CMUnitTest tests[] = { cmocka_unit_test(products), cmocka_unit_test(few_rows) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(products), cmocka_unit_test(few_rows),
+                                        cmocka_unit_test(the_bits_are_those_of_the_last_open) };
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     mp_cu_device_close(&device);
     return failed;

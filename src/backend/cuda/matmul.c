@@ -15,8 +15,9 @@ enum {
     MAX_FOUND = 12,      /* algorithms asked for at once */
     MAX_CANDIDATES = 48, /* tried in a bucket */
     FEW_ROWS = 256,      /* up to here a product is bound by its weights, and an algorithm for one count suits others */
-    PATTERN_ROWS = 80, /* rows of random x before they repeat; every FIXED-th one is the row whose bits are compared */
-    FIXED = 5,
+    PATTERN_ROWS = 64,   /* rows of random x before they repeat; a power of two */
+    COMPARED_MIN = 8,    /* of them at least are compared; and as many outputs, */
+    COMPARED = 1 << 18,  /* since of two orders of adding few results differ once they are rounded to bf16 */
 };
 static const size_t WORKSPACE = (size_t)4 << 20;
 static const size_t FLUSH =
@@ -31,7 +32,7 @@ typedef struct algorithm {
 
 typedef struct candidate {
     algorithm algo;
-    uint64_t hash;      /* of the fixed row's result; 0: it depends on where the row stands */
+    uint64_t hash;      /* of the compared rows' results; 0: they depend on where a row stands */
     float once, us;     /* a short measurement; a longer one, where that was not far behind */
     bool loaded, close; /* close to the fastest of the library's, or of our own: only these have a hash */
 } candidate;
@@ -43,7 +44,7 @@ typedef struct bucket {
 
 typedef struct product {
     mp_cu_shape shape;
-    uint64_t hash; /* of the result of its first weights; 0: its algorithms differ */
+    uint64_t hash; /* of results of its first weights; 0: its algorithms differ */
     uint32_t n_buckets;
     struct {
         algorithm algo;
@@ -68,8 +69,9 @@ typedef struct scratch {
     void *x, *out, *flush; /* x: bf16 */
     mp_cu_matrix codes;    /* the same in e4m3, where a shape wants it */
     mp_cu_matrix in;       /* x of the shape at hand: one or the other */
-    uint8_t *row;          /* host: a row of out */
-    uint8_t *before;       /* host: what the fixed row's out holds before a run that adds */
+    uint32_t n_compared;   /* rows of its results */
+    uint8_t *rows;         /* host: rows of out, as many as are compared */
+    uint8_t *before;       /* host: what they hold before a run that adds */
     cudaEvent_t start, stop;
     bucket buckets[MAX_BUCKETS];
 } scratch;
@@ -165,13 +167,13 @@ static uint16_t random_bf16(uint64_t *state) {
     return (uint16_t)(bits >> 16);
 }
 
-/* x of a shape: PATTERN_ROWS random rows, repeated; the fixed row stands at every FIXED-th place. */
+/* x of a shape: PATTERN_ROWS random rows, repeated. In e4m3 all have one scale, so that any row may be the first. */
 static bool fill_x(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, scratch *t) {
     size_t row = s->n_in, n = row * (rows < PATTERN_ROWS ? rows : PATTERN_ROWS), total = row * rows;
     uint16_t *host = mp_alloc(n * sizeof *host);
     if (!host) return CUDA_TRY(m->device, cudaErrorMemoryAllocation);
     uint64_t state = 1;
-    for (size_t i = 0; i < n; i++) host[i] = i / row % FIXED == 0 && i >= row ? host[i % row] : random_bf16(&state);
+    for (size_t i = 0; i < n; i++) host[i] = random_bf16(&state);
     mp_cu_device *d = m->device;
     bool ok = CUDA_TRY(d, cudaMemcpyAsync(t->x, host, n * sizeof *host, cudaMemcpyHostToDevice, d->stream));
     for (size_t done = n; ok && done < total;) {
@@ -181,33 +183,53 @@ static bool fill_x(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, scratch
         done += more;
     }
     t->in = s->e4m3 ? t->codes : (mp_cu_matrix){ t->x, NULL };
-    if (ok && s->e4m3) ok = CUDA_TRY(d, mp_cu_quantize(rows, t->x, s->n_in, t->codes, d->stream));
+    if (ok && s->e4m3) {
+        ok = CUDA_TRY(d, mp_cu_quantize(rows, t->x, s->n_in, t->codes, d->stream)) &&
+             CUDA_TRY(d, cudaMemsetAsync(t->codes.scales, 0x3d, rows * sizeof(float), d->stream));
+    }
     ok = ok && CUDA_TRY(d, cudaStreamSynchronize(d->stream));
     mp_free(host);
     return ok;
 }
 
-/* Runs once with the first weights, and hashes what the fixed row gives at its first, a middle and its last place. */
-static bool hash_fixed_row(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, scratch *t,
-                           uint64_t *out) {
+static uint32_t n_compared(const mp_cu_shape *s, uint32_t most_rows) {
+    uint32_t n = PATTERN_ROWS;
+    while (n > COMPARED_MIN && (size_t)n * s->n_out > COMPARED) n /= 2;
+    while (n > most_rows) n /= 2;
+    return n;
+}
+
+/* Results of `rows` rows with the first weights, x from row `first` on: rows [at, at + n) of them to `to`. */
+static bool run_rows(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, scratch *t,
+                     uint32_t first, uint32_t at, uint32_t n, uint8_t *to) {
     mp_cu_device *d = m->device;
     size_t bytes = s->n_out * out_size(s->out);
-    const uint32_t last = (rows - 1) / FIXED, places[] = { 0, last / 2 * FIXED, last * FIXED };
-    for (int i = 0; i < 3; i++) {
-        bool ok = CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->out + places[i] * bytes, t->before, bytes,
-                                              cudaMemcpyHostToDevice, d->stream));
-        if (!ok) return false;
+    mp_cu_matrix x = t->in;
+    x.data = (uint8_t *)x.data + (size_t)first * s->n_in * (s->e4m3 ? 1 : sizeof(mp_bf16));
+    bool ok = true;
+    if (s->out == MP_CU_OUT_ADD_F32) {
+        ok = CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->out + at * bytes, t->before, n * bytes, cudaMemcpyHostToDevice,
+                                         d->stream));
     }
-    if (!multiply(m, s, rows, algo, t->in, s->weights[0], t->out, d->stream)) return false;
-    uint64_t hash[3];
-    for (int i = 0; i < 3; i++) {
-        bool ok = CUDA_TRY(d, cudaMemcpyAsync(t->row, (uint8_t *)t->out + places[i] * bytes, bytes,
-                                              cudaMemcpyDeviceToHost, d->stream)) &&
-                  CUDA_TRY(d, cudaStreamSynchronize(d->stream));
-        if (!ok) return false;
-        hash[i] = mp_hash64(0, t->row, bytes);
+    return ok && multiply(m, s, rows, algo, x, s->weights[0], t->out, d->stream) &&
+           CUDA_TRY(
+               d, cudaMemcpyAsync(to, (uint8_t *)t->out + at * bytes, n * bytes, cudaMemcpyDeviceToHost, d->stream)) &&
+           CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+}
+
+/* Hashes what the compared rows give, so many at a time as the bucket has, and at another place where it has more. */
+static bool hash_rows(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, scratch *t,
+                      uint64_t *out) {
+    size_t bytes = s->n_out * out_size(s->out);
+    uint32_t n = t->n_compared, last = rows > n ? (rows - n) / PATTERN_ROWS * PATTERN_ROWS : 0;
+    for (uint32_t first = 0, part; first < n; first += part) {
+        part = n - first < rows ? n - first : rows;
+        if (!run_rows(m, s, rows, algo, t, first, 0, part, t->rows + first * bytes)) return false;
     }
-    *out = hash[0] == hash[1] && hash[0] == hash[2] ? hash[0] : 0;
+    *out = mp_hash64(0, t->rows, n * bytes);
+    if (last == 0) return true;
+    if (!run_rows(m, s, rows, algo, t, 0, last, n, t->rows)) return false;
+    if (mp_hash64(0, t->rows, n * bytes) != *out) *out = 0;
     return true;
 }
 
@@ -343,7 +365,7 @@ static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scr
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
         k->close = k->us <= 1.1f * best[k->algo.own] && k->us < INFINITY;
-        if (k->close) ok = hash_fixed_row(m, s, b->rows, &k->algo, t, &k->hash);
+        if (k->close) ok = hash_rows(m, s, b->rows, &k->algo, t, &k->hash);
     }
     return ok;
 }
@@ -359,22 +381,37 @@ static const candidate *fastest(const bucket *b, uint64_t hash) {
     return best;
 }
 
-/* The bits that most buckets can have. 0: there are none. */
-static uint64_t common_hash(const scratch *t, uint32_t n_buckets) {
+static uint32_t buckets_with(const scratch *t, uint32_t n_buckets, uint64_t hash) {
+    uint32_t n = 0;
+    for (uint32_t b = 0; b < n_buckets; b++) n += hash && fastest(&t->buckets[b], hash) != NULL;
+    return n;
+}
+
+/* The bits that most buckets can have, or nearly as many and the library's first proposal: what is close to the fastest
+ * is a matter of noise, and the next open should come to the same bits. 0: there are none. */
+static uint64_t common_hash(const scratch *t, uint32_t n_buckets, uint64_t proposed) {
     uint64_t best = 0;
     uint32_t most = 0;
     for (uint32_t b = 0; b < n_buckets; b++) {
         for (uint32_t i = 0; i < t->buckets[b].n_candidates; i++) {
             uint64_t hash = t->buckets[b].candidates[i].hash;
-            uint32_t n = 0;
-            if (hash == 0 || hash == best) continue;
-            for (uint32_t c = 0; c < n_buckets; c++) n += fastest(&t->buckets[c], hash) != NULL;
+            uint32_t n = hash == best ? 0 : buckets_with(t, n_buckets, hash);
             if (n <= most) continue;
             most = n;
             best = hash;
         }
     }
-    return best;
+    return buckets_with(t, n_buckets, proposed) * 4 >= most * 3 && most > 0 ? proposed : best;
+}
+
+/* The bits of the library's first proposal for FEW_ROWS rows. */
+static bool hash_proposed(mp_cu_matmul *m, const mp_cu_shape *s, scratch *t, uint64_t *out) {
+    const bucket *b = &t->buckets[0];
+    uint32_t first = 0, rows = t->n_compared;
+    *out = 0;
+    while (first < b->n_candidates && b->candidates[first].algo.own) first++;
+    if (first == b->n_candidates || !can(m, s, rows, &b->candidates[first].algo, t)) return true;
+    return hash_rows(m, s, rows, &b->candidates[first].algo, t, out);
 }
 
 /* An algorithm of another bucket that gives `hash` here as well: nearest first. NULL: none. */
@@ -386,7 +423,7 @@ static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n
             const candidate *k = other < n_buckets ? fastest(&t->buckets[other], hash) : NULL;
             uint64_t here = 0;
             if (!k || !can(m, s, t->buckets[b].rows, &k->algo, t)) continue;
-            if (hash_fixed_row(m, s, t->buckets[b].rows, &k->algo, t, &here) && here == hash) return k;
+            if (hash_rows(m, s, t->buckets[b].rows, &k->algo, t, &here) && here == hash) return k;
         }
     }
     return NULL;
@@ -394,7 +431,9 @@ static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n
 
 static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log *log, mepic_error *err) {
     const mp_cu_shape *s = &p->shape;
-    uint64_t hash = p->hash = common_hash(t, p->n_buckets);
+    uint64_t proposed;
+    if (!hash_proposed(m, s, t, &proposed)) return mp_cu_status(m->device, err);
+    uint64_t hash = p->hash = common_hash(t, p->n_buckets, proposed);
     for (uint32_t i = 0; i < p->n_buckets; i++) {
         const bucket *b = &t->buckets[i];
         const candidate *k = hash ? fastest(b, hash) : NULL;
@@ -462,6 +501,7 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
     mp_cu_device *d = m->device;
     p->shape = *shape;
     p->n_buckets = bucket_index(most_rows(shape)) + 1;
+    t->n_compared = n_compared(shape, most_rows(shape));
     bool ok = fill_x(m, shape, most_rows(shape), t);
     uint32_t rows = 1;
     for (uint32_t i = 0; ok && i < p->n_buckets; i++, rows = mp_cu_bucket(rows + 1)) {
@@ -473,7 +513,7 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
         } else if (i > 0) {
             ok = find_algorithms(m, shape, rows, t, b);
         }
-        for (uint32_t few = 1; ok && i == 0 && few <= FEW_ROWS; few *= 4) ok = find_algorithms(m, shape, few, t, b);
+        for (uint32_t few = FEW_ROWS; ok && i == 0 && few > 0; few /= 4) ok = find_algorithms(m, shape, few, t, b);
         b->rows = rows;
         ok = ok && measure_bucket(m, shape, b, t);
     }
@@ -490,30 +530,30 @@ static void close_scratch(mp_cu_device *d, scratch *t) {
     mp_cu_drop(d, t->codes.scales);
     mp_cu_drop(d, t->out);
     mp_cu_drop(d, t->flush);
-    mp_free(t->row);
+    mp_free(t->rows);
     mp_free(t->before);
     mp_free(t);
 }
 
 static mepic_status open_scratch(mp_cu_device *d, const mp_cu_shape *shapes, uint32_t n, scratch **out,
                                  mepic_error *err) {
-    size_t x = 0, y = 0, row = 0;
+    size_t x = 0, y = 0, host = 0;
     bool any_codes = false;
     for (uint32_t i = 0; i < n; i++) {
         const mp_cu_shape *s = &shapes[i];
         size_t bytes = s->n_out * out_size(s->out);
         if (most_rows(s) * (size_t)s->n_in * sizeof(mp_bf16) > x) x = most_rows(s) * (size_t)s->n_in * sizeof(mp_bf16);
         if (most_rows(s) * bytes > y) y = most_rows(s) * bytes;
-        if (bytes > row) row = bytes;
+        if (bytes * n_compared(s, most_rows(s)) > host) host = bytes * n_compared(s, most_rows(s));
         any_codes = any_codes || s->e4m3;
     }
     scratch *t = mp_calloc(1, sizeof *t);
     if (!t) return mp_fail_nomem(err, "what measures products", sizeof *t);
     mepic_status status = MEPIC_OK;
-    t->row = mp_alloc(row);
-    t->before = mp_calloc(1, row);
-    if (!t->row || !t->before) status = mp_fail_nomem(err, "what measures products", 2 * row);
-    for (size_t i = 0; t->before && i + 1 < row; i += 2) t->before[i + 1] = (uint8_t)(i / 2 % 7 == 0 ? 0x3f : 0xbe);
+    t->rows = mp_alloc(host);
+    t->before = mp_calloc(1, host);
+    if (!t->rows || !t->before) status = mp_fail_nomem(err, "what measures products", 2 * host);
+    for (size_t i = 0; t->before && i + 1 < host; i += 2) t->before[i + 1] = (uint8_t)(i / 2 % 7 == 0 ? 0x3f : 0xbe);
     if (status == MEPIC_OK) status = mp_cu_take(d, x, "measuring products (their inputs)", &t->x, err);
     if (status == MEPIC_OK && any_codes) { /* scales, then codes */
         void *codes;

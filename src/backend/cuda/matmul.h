@@ -4,7 +4,7 @@
  *
  * Same bits. The sum over k of one output must not depend on how many rows there are, so only algorithms that do not
  * split K are taken; for those the order along k is that of the tensor cores, whatever the tile. That is measured, not
- * promised by the library: at open every candidate's result for one fixed row, standing in several places, is compared
+ * promised by the library: at open every candidate's results for some rows, standing in several places, are compared
  * bit by bit, and an algorithm that differs from the others of its shape is not taken. `same_bits` says whether all
  * that were taken agree.
  *
