@@ -276,9 +276,56 @@ static void what_was_written_and_is_free_is_spoiled_once(void **state) {
     mp_scheduler_close(b.s);
 }
 
+/* A step before the last one's tokens are known: its rows stand for them, the last token a reply may have gets none,
+ * and a page is found by others only once all its tokens are known. */
+static void a_step_may_come_before_the_tokens_of_the_last_one(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 512);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt p;
+    p = (prompt){ 0 };
+    put_new(&p, MEPIC_TEXT, 1, PAGE - 1); /* the first token of the reply fills the page */
+    mp_request_spec spec = spec_of(&p);
+    spec.max_tokens = 4;
+    mp_request *r = submit(&b, &spec);
+    const mp_step *s;
+    mepic_stats stats;
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_int_equal(mp_scheduler_step(b.s, &s, NULL), MEPIC_OK);
+        assert_int_equal(s->n_rows, i ? 1 : PAGE - 1);
+        const mp_row *row = &s->rows[s->n_rows - 1];
+        assert_true(row->samples && row->logits && row->position == (int32_t)(PAGE - 2 + i));
+        assert_true((row->token == MP_TOKEN_SAMPLED) == (i > 0));
+        mp_scheduler_commit(b.s);
+        check(&b);
+        mp_scheduler_stats(b.s, &stats);
+        assert_int_equal(stats.rows_decode, i > 1 ? i - 1 : 0); /* a row counts when its token is known */
+        if (i > 0) mp_scheduler_append(b.s, r, 70 + (int32_t)i);
+        check(&b);
+    }
+    assert_int_equal(mp_scheduler_step(b.s, &s, NULL), MEPIC_OK);
+    assert_int_equal(s->n_rows, 0);
+    mp_scheduler_append(b.s, r, 74);
+    mepic_usage usage;
+    mp_request_usage(r, &usage);
+    assert_int_equal(usage.completion_tokens, 4);
+    mp_scheduler_finish(b.s, r);
+    p.tokens[p.n] = 71;
+    p.tokens[p.n + 1] = 1;
+    p.n += 2;
+    p.spans[0].n += 2;
+    spec = spec_of(&p);
+    assert_int_equal(ask(&b, &spec).prefix_tokens, PAGE);
+    everything_is_free_after_clear(&b);
+    mp_scheduler_close(b.s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_come_in_the_order_of_the_rules),
+        cmocka_unit_test(a_step_may_come_before_the_tokens_of_the_last_one),
         cmocka_unit_test(what_was_written_and_is_free_is_spoiled_once),
         cmocka_unit_test(all_get_their_turn_when_decoding_takes_every_row),
         cmocka_unit_test(a_step_is_not_empty_where_the_newest_preempts_itself),
