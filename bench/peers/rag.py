@@ -8,7 +8,8 @@ reply has a fixed number of tokens. The same requests go to one `mepic serve` wi
 "mepic", and with --peer to llama.cpp's llama-server, with and without its own reuse of chunks (--cache-reuse N), where
 the paragraphs stand in the message as mepic's template puts them there. Every paragraph was seen by all before. All
 servers are up during the whole run, with the same model, threads and clients; they take turns, in an order that moves
-on by one each round. llama-server has --slots of them. bench_load asks and measures; what was cached the servers say.
+on by one each round. llama-server has --slots of them. bench_load asks and measures; what was cached the
+servers say. "CPU s" is the servers' processor time, which others on the machine change little.
 --peer builds llama-server (bench/peers/llama_server.sh), --peer=PROGRAM takes that one. On a machine that others use as
 well, ask for one thread (--threads 1): threads of llama.cpp wait for each other many times a token.
 """
@@ -31,7 +32,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(ROOT, "build", "release")
 SYSTEM = "Answer the question with a short span copied from the documents. Do not explain."
-COLUMNS = ["prompts", "cached", "first p50", "first p95", "tokens/s", "seconds"]
+COLUMNS = ["prompts", "cached", "first p50", "first p95", "tokens/s", "seconds", "CPU s"]
 
 
 def draw_requests(args, seed):
@@ -76,6 +77,11 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                         env={"OMP_WAIT_POLICY": "passive", **os.environ})
         self.name, self.port = os.path.basename(command[0]), port
+
+    def cpu_seconds(self):
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
+            times = file.read().rsplit(")", 1)[1].split()[11:13]  # in user mode, in the system
+        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
     def wait(self):
         while self.process.poll() is None:
@@ -126,8 +132,9 @@ def measure(args, servers, work):
         _, requests = draw_requests(args, number + 1)
         for name in names[number % len(names):] + names[:number % len(names)]:
             server, reuse = servers[name]
-            rows[name].append(load(server.port, [body(d, q, reuse, args.tokens) for d, q in requests], args.clients,
-                                   work))
+            before = server.cpu_seconds()
+            row = load(server.port, [body(d, q, reuse, args.tokens) for d, q in requests], args.clients, work)
+            rows[name].append({**row, "CPU s": f"{server.cpu_seconds() - before:.2f}"})
             print(f"# round {number + 1}, load {os.getloadavg()[0]:.1f}, {name}: "
                   + ", ".join(f"{c} {rows[name][-1][c]}" for c in COLUMNS), file=sys.stderr, flush=True)
     return rows
@@ -148,7 +155,8 @@ def report(args, rows):
             "p50 : mepic's": f"{statistics.median(first):.2f}",
             "of single rounds": f"{min(first):.2f}..{max(first):.2f}",
             "p95 : mepic's": f"{statistics.median(against(rounds, ours, 'first p95')):.2f}",
-            "tokens/s : mepic's": f"{statistics.median(against(rounds, ours, 'tokens/s')):.3f}"})
+            "tokens/s : mepic's": f"{statistics.median(against(rounds, ours, 'tokens/s')):.3f}",
+            "CPU s : mepic's": f"{statistics.median(against(rounds, ours, 'CPU s')):.2f}"})
     print(" | ".join(table[0]))
     for row in table:
         print(" | ".join(row.values()))
