@@ -116,6 +116,22 @@ static void calls_are_found_however_a_reply_is_cut(void **state) {
     }
 }
 
+/* What the parser of JSON does not see would end the arguments in their middle. */
+static void a_nul_makes_a_call_text(void **state) {
+    (void)state;
+    static const char reply[] = CALL("{\"name\": \"f\", \"arguments\": {\"a\": [1\0]}}");
+    record got = { 0 };
+    mp_reply_parser parser;
+    const mp_reply_sink sink = { take_text, take_call, &got };
+    assert_true(mp_reply_parser_init(&parser, "hermes", NULL, NULL));
+    assert_true(mp_reply_parser_push(&parser, reply, sizeof reply - 1, &sink));
+    assert_true(mp_reply_parser_end(&parser, &sink));
+    mp_reply_parser_clear(&parser);
+    assert_int_equal(got.n_calls, 0);
+    assert_int_equal(got.len, sizeof reply - 1);
+    assert_memory_equal(got.text, reply, got.len);
+}
+
 /* Replies put together from what could be a call, whole and cut anywhere: the same parts. */
 static void cuts_do_not_matter(void **state) {
     (void)state;
@@ -710,6 +726,7 @@ int main(int argc, char **argv) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calls_are_found_however_a_reply_is_cut),
+        cmocka_unit_test(a_nul_makes_a_call_text),
         cmocka_unit_test(cuts_do_not_matter),
         cmocka_unit_test(text_is_not_held_back),
         cmocka_unit_test(blanks_without_end_are_text),

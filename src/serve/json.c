@@ -6,12 +6,17 @@
 
 /* ---- In ---------------------------------------------------------------------------------------------------------- */
 
-/* Counts what a parser would build, by the bytes outside strings. It need not be JSON. */
+/* Counts what a parser would build, by the bytes outside strings. It need not be JSON; but jansson swallows a NUL
+ * behind a number or a word. */
 static bool check_bounds(const char *bytes, size_t n, mp_api_error *err) {
     size_t depth = 0, values = 1;
     bool in_string = false;
     for (size_t i = 0; i < n; i++) {
         char c = bytes[i];
+        if (!c) {
+            return mp_refuse(err, 400, "invalid_json", NULL, "the body is not JSON: control character 0x0 at byte %zu",
+                             i);
+        }
         if (in_string) {
             if (c == '\\')
                 i++;
