@@ -4,11 +4,10 @@
  * 128 k of w and of x in the tensor cores' 128-byte swizzle. A warpgroup multiplies 64 outputs by all rows: w is the
  * product's A, x its B, so a few rows cost little. What lies behind a tile's last output is multiplied, too, whatever
  * it is, and not stored: every output has numbers of its own. */
-#include <cuda.h>
 #include <cuda_bf16.h>
 
+#include "backend/cuda/few_rows.cuh"
 #include "backend/cuda/few_rows_e4m3.h"
-#include "backend/cuda/wgmma.cuh"
 
 namespace {
 
@@ -36,66 +35,7 @@ struct barriers {
     uint64_t full[MAX_STAGES], empty[MAX_STAGES];
 };
 
-/* ---- Instructions ------------------------------------------------------------------------------------------------ */
-
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ void wait_for_inputs(void) {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-/* Panels of w pass through the caches once; x is wanted by every block. */
-__device__ __forceinline__ uint64_t policy_once(void) {
-    uint64_t p;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
-    return p;
-}
-
-__device__ __forceinline__ uint64_t policy_keep(void) {
-    uint64_t p;
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
-    return p;
-}
-
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t k, uint32_t row,
-                                         uint32_t barrier, uint64_t policy) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(k), "r"(row), "r"(barrier), "l"(policy)
-                 : "memory");
-}
-
-/* clang-format off */
-#define F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define F8(i) F4(i), F4(i + 4)
-#define F16(i) F8(i), F8(i + 8)
-#define D4 "%0, %1, %2, %3"
-#define D8 D4 ", %4, %5, %6, %7"
-#define D16 D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define D32 D16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PRODUCT(n, list, a, b, p) \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n" \
-    "wgmma.mma_async.sync.aligned.m64n" n "k32.f32.e4m3.e4m3 {" list "}, " a ", " b ", p, 1, 1;\n}"
-/* clang-format on */
-
-/* d[64 outputs, rows] (+)= w x^T, 32 k. */
-__device__ __forceinline__ void multiply(float (&d)[4], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("8", D4, "%4", "%5", "%6") : F4(0) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
-
-__device__ __forceinline__ void multiply(float (&d)[8], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("16", D8, "%8", "%9", "%10") : F8(0) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
-
-__device__ __forceinline__ void multiply(float (&d)[16], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("32", D16, "%16", "%17", "%18") : F16(0) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
-
-__device__ __forceinline__ void multiply(float (&d)[32], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("64", D32, "%32", "%33", "%34") : F16(0), F16(16) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
+MP_FEW_MULTIPLIES("k32.f32.e4m3.e4m3", "")
 
 /* ---- Copying ----------------------------------------------------------------------------------------------------- */
 
@@ -113,7 +53,7 @@ __device__ __forceinline__ void copy_w(const params &p, const CUtensorMap *w, co
     uint32_t first = i * p.depth, n = min(p.depth, p.n_panels - first), barrier = r.full + i % p.n_stages * 8;
     mp_barrier_expect(barrier, n * (p.width + ROWS) * PANEL);
     for (uint32_t j = 0; j < n; j++) {
-        copy_box(r.slot(p, i) + j * p.width * PANEL, w, (first + j) * PANEL, blockIdx.x * p.width, barrier, policy);
+        mp_copy_box(r.slot(p, i) + j * p.width * PANEL, w, (first + j) * PANEL, blockIdx.x * p.width, barrier, policy);
     }
 }
 
@@ -122,35 +62,26 @@ __device__ __forceinline__ void copy_x(const params &p, const CUtensorMap *x, co
                                        uint64_t policy) {
     uint32_t first = i * p.depth, n = min(p.depth, p.n_panels - first), barrier = r.full + i % p.n_stages * 8;
     uint32_t to = r.slot(p, i) + p.depth * p.width * PANEL;
-    for (uint32_t j = 0; j < n; j++) copy_box(to + j * ROWS * PANEL, x, (first + j) * PANEL, 0, barrier, policy);
+    for (uint32_t j = 0; j < n; j++) mp_copy_box(to + j * ROWS * PANEL, x, (first + j) * PANEL, 0, barrier, policy);
 }
 
 /* One thread. */
 template <int ROWS>
 __device__ void copy_stages(const params &p, const CUtensorMap *w, const CUtensorMap *x, const ring<ROWS> &r) {
-    uint64_t once = policy_once(), keep = policy_keep();
+    uint64_t once = mp_policy_once(), keep = mp_policy_keep();
     uint32_t total = (p.n_panels + p.depth - 1) / p.depth, ahead = min(total, p.n_stages);
     for (uint32_t i = 0; i < ahead; i++) copy_w(p, w, r, i, once);
-    wait_for_inputs();
+    mp_wait_for_inputs();
     for (uint32_t i = 0; i < ahead; i++) copy_x(p, x, r, i, keep);
     for (uint32_t i = ahead; i < total; i++) {
         mp_barrier_wait(r.empty + i % p.n_stages * 8, (i / p.n_stages & 1) ^ 1);
         copy_w(p, w, r, i, once);
         copy_x(p, x, r, i, keep);
     }
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); /* nothing is left to ask of memory */
+    mp_let_next_begin(); /* nothing is left to ask of memory */
 }
 
 /* ---- Multiplying ------------------------------------------------------------------------------------------------- */
-
-/* Which value this thread has at d[i]: row of x, and output of the warpgroup's 64. */
-__device__ __forceinline__ uint32_t row_of(int i) {
-    return i / 4 * 8 + (threadIdx.x & 3) * 2 + (i & 1);
-}
-
-__device__ __forceinline__ uint32_t output_of(int i) {
-    return threadIdx.x / 32 % 4 * 16 + (threadIdx.x & 31) / 4 + (i & 2) * 4;
-}
 
 /* What a sum is multiplied by and added to: asked for before the products, which take longer than it does to come, but
  * for what is added where that would need too many registers. */
@@ -168,7 +99,7 @@ template <int N>
 __device__ __forceinline__ void load(const params &p, frame<N> &f, uint32_t first, uint32_t end) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        uint32_t n = first + output_of(i), row = row_of(i);
+        uint32_t n = first + mp_output_of(i), row = mp_row_of(i);
         if (i < 4 && !(i & 1)) f.w[i / 2] = n < end ? p.w_scales[n] : 0.0f;
         if (!(i & 2)) f.x[i / 4 * 2 + (i & 1)] = row < p.n_rows ? p.x_scales[row] : 0.0f;
         if (frame<N>::early) f.before[i] = added_to(p, row, n, end);
@@ -180,10 +111,10 @@ __device__ __forceinline__ void store(const params &p, const float (&d)[N], cons
                                       uint32_t end) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        uint32_t n = first + output_of(i);
-        if (n >= end || row_of(i) >= p.n_rows) continue;
-        size_t at = (size_t)row_of(i) * p.n_out + n;
-        float before = frame<N>::early ? f.before[i] : added_to(p, row_of(i), n, end);
+        uint32_t n = first + mp_output_of(i);
+        if (n >= end || mp_row_of(i) >= p.n_rows) continue;
+        size_t at = (size_t)mp_row_of(i) * p.n_out + n;
+        float before = frame<N>::early ? f.before[i] : added_to(p, mp_row_of(i), n, end);
         float y = __fmul_rn(__fmul_rn(d[i], f.w[i >> 1 & 1]), f.x[i / 4 * 2 + (i & 1)]);
         if (p.kind == MP_CU_OUT_ADD_F32) y = __fadd_rn(y, before);
         if (p.kind == MP_CU_OUT_BF16) {
@@ -199,7 +130,7 @@ template <int ROWS> __device__ void multiply_tile(const params &p, const ring<RO
     uint32_t first = blockIdx.x * p.width, end = min(first + p.width, p.n_out);
     float d[ROWS / 2], sum[ROWS / 2];
     frame<ROWS / 2> f;
-    wait_for_inputs();
+    mp_wait_for_inputs();
     load(p, f, first + group, end);
 #pragma unroll
     for (int q = 0; q < ROWS / 2; q++) sum[q] = 0.0f;
@@ -231,8 +162,8 @@ __global__ void __launch_bounds__(4 * 128 + 32, 1)
     few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
     extern __shared__ uint8_t memory[];
     __shared__ barriers b;
-    ring<ROWS> r = { (shared_address(memory) + ALIGN - 1) / ALIGN * ALIGN, shared_address(b.full),
-                     shared_address(b.empty) };
+    ring<ROWS> r = { (mp_shared(memory) + ALIGN - 1) / ALIGN * ALIGN, mp_shared(b.full),
+                     mp_shared(b.empty) };
     uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < p.n_stages; i++) {
@@ -299,17 +230,9 @@ static cudaError_t run(const mp_cu_few *f, uint32_t n_out, uint32_t n_in, uint32
         !make_map(f->describe, x.data, n_rows, n_in, ROWS, &xm)) {
         return cudaErrorInvalidValue;
     }
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((n_out + p.width - 1) / p.width);
-    config.blockDim = dim3(round_up(p.width, GROUP_OUTPUTS) / GROUP_OUTPUTS * 128 + 32);
-    config.dynamicSmemBytes = ALIGN + p.n_stages * p.depth * (p.width + ROWS) * PANEL + BEHIND;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, few_rows<ROWS>, wm, xm, p);
+    uint32_t threads = round_up(p.width, GROUP_OUTPUTS) / GROUP_OUTPUTS * 128 + 32;
+    size_t memory = ALIGN + p.n_stages * p.depth * (p.width + ROWS) * PANEL + BEHIND;
+    return mp_launch_early(few_rows<ROWS>, (n_out + p.width - 1) / p.width, threads, memory, stream, wm, xm, p);
 }
 
 } // namespace

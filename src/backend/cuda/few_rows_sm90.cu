@@ -8,13 +8,10 @@
  *
  * The ring takes all the shared memory there is and is filled with w before the kernels in front have ended: 26 MB over
  * an H100, what memory delivers while they hand their rows on. */
-#include <cuda.h>
 #include <cuda_bf16.h>
 
-#include "backend/cuda/early.cuh"
+#include "backend/cuda/few_rows.cuh"
 #include "backend/cuda/few_rows.h"
-#include "backend/cuda/mma.cuh"
-#include "backend/cuda/wgmma.cuh"
 
 namespace {
 
@@ -43,58 +40,7 @@ struct barriers {
 
 enum { FIXED_MEMORY = sizeof(barriers) + ALIGN + BEHIND };
 
-/* ---- Instructions ------------------------------------------------------------------------------------------------ */
-
-/* Panels of w pass through the caches once; x is wanted by every block. */
-__device__ __forceinline__ uint64_t policy_once(void) {
-    uint64_t p;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
-    return p;
-}
-
-__device__ __forceinline__ uint64_t policy_keep(void) {
-    uint64_t p;
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
-    return p;
-}
-
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t k, uint32_t row,
-                                         uint32_t barrier, uint64_t policy) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(k), "r"(row), "r"(barrier), "l"(policy)
-                 : "memory");
-}
-
-/* clang-format off */
-#define F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define F8(i) F4(i), F4(i + 4)
-#define F16(i) F8(i), F8(i + 8)
-#define D4 "%0, %1, %2, %3"
-#define D8 D4 ", %4, %5, %6, %7"
-#define D16 D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define D32 D16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PRODUCT(n, list, a, b, p) \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n" \
-    "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" list "}, " a ", " b ", p, 1, 1, 0, 0;\n}"
-/* clang-format on */
-
-/* d[64 outputs, rows] (+)= w x^T, 16 k. */
-__device__ __forceinline__ void multiply(float (&d)[4], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("8", D4, "%4", "%5", "%6") : F4(0) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
-
-__device__ __forceinline__ void multiply(float (&d)[8], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("16", D8, "%8", "%9", "%10") : F8(0) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
-
-__device__ __forceinline__ void multiply(float (&d)[16], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("32", D16, "%16", "%17", "%18") : F16(0) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
-
-__device__ __forceinline__ void multiply(float (&d)[32], uint64_t w, uint64_t x, bool add) {
-    asm volatile(PRODUCT("64", D32, "%32", "%33", "%34") : F16(0), F16(16) : "l"(w), "l"(x), "r"((uint32_t)add));
-}
+MP_FEW_MULTIPLIES("k16.f32.bf16.bf16", ", 0, 0")
 
 /* ---- The ring ---------------------------------------------------------------------------------------------------- */
 
@@ -139,7 +85,7 @@ __device__ __forceinline__ void copy_w(const params &p, const CUtensorMap *w, co
     uint32_t first = (at.pass * gridDim.x + blockIdx.x) * p.width;
     mp_barrier_expect(barrier, n * (p.width + ROWS) * PANEL_BYTES);
     for (uint32_t j = 0; j < n; j++) {
-        copy_box(to + j * p.width * PANEL_BYTES, w, (at.panel + j) * PANEL, first, barrier, policy);
+        mp_copy_box(to + j * p.width * PANEL_BYTES, w, (at.panel + j) * PANEL, first, barrier, policy);
     }
 }
 
@@ -148,14 +94,14 @@ __device__ __forceinline__ void copy_x(const params &p, const CUtensorMap *x, co
                                        uint64_t policy) {
     uint32_t n = at.panels(p), barrier = r.full + at.slot * 8, to = at.x(p, r.memory);
     for (uint32_t j = 0; j < n; j++) {
-        copy_box(to + j * ROWS * PANEL_BYTES, x, (at.panel + j) * PANEL, 0, barrier, policy);
+        mp_copy_box(to + j * ROWS * PANEL_BYTES, x, (at.panel + j) * PANEL, 0, barrier, policy);
     }
 }
 
 /* One thread. */
 template <int ROWS>
 __device__ void copy_stages(const params &p, const CUtensorMap *w, const CUtensorMap *x, const ring &r) {
-    uint64_t once = policy_once(), keep = policy_keep();
+    uint64_t once = mp_policy_once(), keep = mp_policy_keep();
     uint32_t total = p.passes * ((p.n_panels + p.depth - 1) / p.depth);
     place<ROWS> at_w = {}, at_x = {};
     mp_let_next_begin(); /* a product that comes next waits for shared memory, until this block ends */
@@ -175,22 +121,13 @@ __device__ __forceinline__ void hand_back(const ring &r, uint32_t slot) {
     if ((threadIdx.x & 31) == 0) mp_barrier_arrive(r.empty + slot * 8);
 }
 
-/* Which value this thread has at d[i]: row of x, and output of the warpgroup's 64. */
-__device__ __forceinline__ uint32_t row_of(int i) {
-    return i / 4 * 8 + (threadIdx.x & 3) * 2 + (i & 1);
-}
-
-__device__ __forceinline__ uint32_t output_of(int i) {
-    return threadIdx.x / 32 % 4 * 16 + (threadIdx.x & 31) / 4 + (i & 2) * 4;
-}
-
 template <int N>
 __device__ __forceinline__ void store(const params &p, const float (&d)[N], uint32_t first, uint32_t end) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        uint32_t n = first + output_of(i);
-        if (n >= end || row_of(i) >= p.n_rows) continue;
-        size_t at = (size_t)row_of(i) * p.n_out + n;
+        uint32_t n = first + mp_output_of(i);
+        if (n >= end || mp_row_of(i) >= p.n_rows) continue;
+        size_t at = (size_t)mp_row_of(i) * p.n_out + n;
         if (p.bf16) {
             ((__nv_bfloat16 *)p.out)[at] = __float2bfloat16_rn(d[i]);
         } else {
@@ -204,8 +141,9 @@ template <int N>
 __device__ __forceinline__ void load(const params &p, float (&before)[N], uint32_t first, uint32_t end) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        uint32_t n = first + output_of(i);
-        before[i] = n < end && row_of(i) < p.n_rows ? ((const float *)p.out)[(size_t)row_of(i) * p.n_out + n] : 0.0f;
+        uint32_t n = first + mp_output_of(i);
+        uint32_t row = mp_row_of(i);
+        before[i] = n < end && row < p.n_rows ? ((const float *)p.out)[(size_t)row * p.n_out + n] : 0.0f;
     }
 }
 

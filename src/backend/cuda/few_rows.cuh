@@ -1,0 +1,58 @@
+/* What the kernels for products of few rows share (few_rows_sm90.cu, few_rows_e4m3_sm90.cu): copies of boxes of a matrix,
+ * and products with w as A, whose results stand as row_of and output_of say. */
+#ifndef MEPIC_BACKEND_CUDA_FEW_ROWS_CUH
+#define MEPIC_BACKEND_CUDA_FEW_ROWS_CUH
+
+#include <cuda.h>
+
+#include "backend/cuda/early.cuh"
+#include "backend/cuda/mma.cuh"
+#include "backend/cuda/wgmma.cuh"
+
+/* For x, which every block wants; w passes through the caches once. */
+static __device__ __forceinline__ uint64_t mp_policy_keep(void) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+static __device__ __forceinline__ void mp_copy_box(uint32_t to, const CUtensorMap *map, uint32_t k, uint32_t row,
+                                                   uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(k), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+/* Which value this thread has at d[i]: row of x, and output of the warpgroup's 64. */
+static __device__ __forceinline__ uint32_t mp_row_of(int i) {
+    return i / 4 * 8 + (threadIdx.x & 3) * 2 + (i & 1);
+}
+
+static __device__ __forceinline__ uint32_t mp_output_of(int i) {
+    return threadIdx.x / 32 % 4 * 16 + (threadIdx.x & 31) / 4 + (i & 2) * 4;
+}
+
+/* clang-format off */
+#define MP_IO4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define MP_IO8(i) MP_IO4(i), MP_IO4(i + 4)
+#define MP_IO16(i) MP_IO8(i), MP_IO8(i + 8)
+#define MP_D4 "%0, %1, %2, %3"
+#define MP_D8 MP_D4 ", %4, %5, %6, %7"
+#define MP_D16 MP_D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define MP_FEW_PRODUCT(n, kind, list, a, b, p, tail) \
+    "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n" \
+    "wgmma.mma_async.sync.aligned.m64n" n kind " {" list "}, " a ", " b ", p, 1, 1" tail ";\n}"
+#define MP_FEW_MULTIPLY(N, n, kind, list, io, a, b, p, tail) \
+    static __device__ __forceinline__ void multiply(float (&d)[N], uint64_t w, uint64_t x, bool add) { \
+        asm volatile(MP_FEW_PRODUCT(n, kind, list, a, b, p, tail) : io : "l"(w), "l"(x), "r"((uint32_t)add)); \
+    }
+/* Defines multiply: d[64 outputs, 8 to 64 rows] (+)= w x^T; kind: k and types, as the instruction has them. */
+#define MP_FEW_MULTIPLIES(kind, tail) \
+    MP_FEW_MULTIPLY(4, "8", kind, MP_D4, MP_IO4(0), "%4", "%5", "%6", tail) \
+    MP_FEW_MULTIPLY(8, "16", kind, MP_D8, MP_IO8(0), "%8", "%9", "%10", tail) \
+    MP_FEW_MULTIPLY(16, "32", kind, MP_D16, MP_IO16(0), "%16", "%17", "%18", tail) \
+    MP_FEW_MULTIPLY(32, "64", kind, MP_D32, MP_F32(d, 0), "%32", "%33", "%34", tail)
+/* clang-format on */
+
+#endif
