@@ -29,7 +29,11 @@ stop() {
     wait "$server"
     server=
 }
-ask() { "$load" --port "$port" --pid "$server" "$@"; }
+ask() {
+    "$load" --port "$port" --pid "$server" "$@" >"$work/report" || { cat "$work/report"; return 1; }
+    cat "$work/report"
+    grep -q 'pages: ' "$work/report" || { echo "load.sh: bench_load found no pages in /metrics"; return 1; }
+}
 
 serve
 echo "300 streams"

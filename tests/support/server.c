@@ -124,20 +124,35 @@ void wait_until_idle(void) {
     while (!mp_server_idle(server)) wait_for_event();
 }
 
+static double metric_in(const char *page, const char *line) {
+    const char *found = strstr(page, line);
+    if (!found) fail_msg("%s is not in:\n%s", line, page);
+    return strtod(found + strlen(line), NULL);
+}
+
 double metric(const char *line) {
     http_reply reply;
     assert_int_equal(http_ask(port, "GET", "/metrics", "", NULL, &reply), 200);
-    const char *found = strstr(reply.body, line);
-    if (!found) fail_msg("%s is not in:\n%s", line, reply.body);
-    double value = strtod(found + strlen(line), NULL);
+    double value = metric_in(reply.body, line);
     http_reply_clear(&reply);
     return value;
 }
 
+void pages_of_kinds(const char *const *kinds, uint32_t n, double *pages) {
+    http_reply reply;
+    assert_int_equal(http_ask(port, "GET", "/metrics", "", NULL, &reply), 200);
+    for (uint32_t i = 0; i < n; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "mepic:pages{model_name=\"tiny\",kind=\"%s\"} ", kinds[i]);
+        pages[i] = metric_in(reply.body, line);
+    }
+    http_reply_clear(&reply);
+}
+
 double pages_of(const char *kind) {
-    char line[64];
-    snprintf(line, sizeof line, "mepic:pages{model_name=\"tiny\",kind=\"%s\"} ", kind);
-    return metric(line);
+    double pages;
+    pages_of_kinds(&kind, 1, &pages);
+    return pages;
 }
 
 void wait_until_metric(const char *line, double value) {

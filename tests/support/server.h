@@ -34,8 +34,9 @@ const char *text_at(const json_t *root, const char *path);
 json_int_t number_at(const json_t *root, const char *path);
 /* The value of a line of /metrics, as "vllm:generation_tokens_total{model_name=\"tiny\"}". */
 double metric(const char *line);
-/* Of mepic:pages. */
+/* Of mepic:pages, of one kind or of several at one moment. */
 double pages_of(const char *kind);
+void pages_of_kinds(const char *const *kinds, uint32_t n, double *pages);
 /* Waits for the server to be idle again and again until it has that value. */
 void wait_until_metric(const char *line, double value);
 
