@@ -195,6 +195,7 @@ static mepic_status make_lists(bench *b, const problem *p, mp_cu_lists **out) {
                                         .max_slots = p->n_slots,
                                         .block_rows = 1,
                                         .item_readers = b->split,
+                                        .group = a->n_heads / a->n_kv_heads,
                                         .n_kv_heads = a->n_kv_heads,
                                         .n_sm = a->n_sm,
                                         .on_host = true };

@@ -259,17 +259,25 @@ static void dear_items_come_first(void **state) {
                                   .n_pages = N_PAGES,
                                   .max_slots = 1000,
                                   .block_rows = 8,
+                                  .n_sm = 1000,
                                   .on_host = true };
     mp_cu_lists *lists;
     assert_int_equal(mp_cu_lists_open(NULL, &config, &lists, NULL), MEPIC_OK);
     assert_true(mp_cu_lists_build(lists, &w.step));
     const mp_cu_work *work = mp_cu_lists_host(lists);
+    assert_int_equal(work->counts->n_back, 0); /* small items only */
     uint64_t last = UINT64_MAX;
     for (uint32_t i = 0; i < work->counts->n_items; i++) {
         uint64_t cost = (uint64_t)work->items[i].n_readers * work->items[i].n_tokens;
         assert_true(cost / 2 < last); /* by powers of two */
         last = cost;
     }
+    mp_cu_lists_close(lists);
+    config.group = 64; /* what two rows read is large, and there are many heads of it */
+    config.n_kv_heads = 100000;
+    assert_int_equal(mp_cu_lists_open(NULL, &config, &lists, NULL), MEPIC_OK);
+    assert_true(mp_cu_lists_build(lists, &w.step));
+    assert_in_range(mp_cu_lists_host(lists)->counts->n_back, 1, config.n_sm / 2);
     mp_cu_lists_close(lists);
     mp_plan_close(w.plan);
 }

@@ -199,6 +199,37 @@ static void the_newest_is_preempted_and_comes_back(void **state) {
     mp_scheduler_close(b.s);
 }
 
+static void what_failed_after_its_preemption_leaves_the_cache(void **state) {
+    (void)state;
+    bench b = { 0 };
+    mp_scheduler_config config = small(&b, 40);
+    config.n_canonical = 0;
+    open_bench(&config, &b);
+    static prompt prompts[2];
+    mp_request *requests[2];
+    for (int32_t i = 0; i < 2; i++) {
+        put_new(&prompts[i], MEPIC_TEXT, 1 + i, 200);
+        mp_request_spec spec = spec_of(&prompts[i]);
+        spec.max_tokens = 300;
+        requests[i] = submit(&b, &spec);
+    }
+    mepic_usage usage = { 0 };
+    for (uint32_t i = 0; usage.preemptions == 0; i++) {
+        assert_true(i < 600);
+        step(&b, NULL);
+        mp_request_usage(requests[1], &usage);
+    }
+    mp_scheduler_fail(b.s, requests[1]);
+    mp_scheduler_finish(b.s, requests[0]);
+    mp_request_spec spec = spec_of(&prompts[1]);
+    spec.max_tokens = 1;
+    mp_request *again = submit(&b, &spec);
+    step(&b, NULL);
+    mp_request_usage(again, &usage);
+    assert_int_equal(usage.prefix_tokens, 0);
+    mp_scheduler_close(b.s);
+}
+
 static void what_a_preemption_frees_is_not_given_to_the_queue(void **state) {
     (void)state;
     bench b = { 0 };
@@ -330,6 +361,7 @@ int main(void) {
         cmocka_unit_test(all_get_their_turn_when_decoding_takes_every_row),
         cmocka_unit_test(a_step_is_not_empty_where_the_newest_preempts_itself),
         cmocka_unit_test(the_newest_is_preempted_and_comes_back),
+        cmocka_unit_test(what_failed_after_its_preemption_leaves_the_cache),
         cmocka_unit_test(what_a_preemption_frees_is_not_given_to_the_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

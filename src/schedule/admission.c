@@ -54,6 +54,11 @@ static void drop_pages(mp_scheduler *s, mp_request *r) {
     }
 }
 
+void mp_request_forget(mp_scheduler *s, mp_request *r) {
+    hold_hits(s, r);
+    drop_pages(s, r);
+}
+
 /* ---- Taking what is missing -------------------------------------------------------------------------------------- */
 
 static void count_hits(mp_scheduler *s, const mp_request *r) {

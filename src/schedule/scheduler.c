@@ -158,6 +158,8 @@ void mp_scheduler_finish(mp_scheduler *s, mp_request *r) {
 
 void mp_scheduler_fail(mp_scheduler *s, mp_request *r) {
     r->failed = true;
+    /* A step may be planned, and preempt, before it is known what the last one computed. */
+    if (r->state == MP_REQUEST_QUEUED && r->usage.preemptions > 0) mp_request_forget(s, r);
     mp_scheduler_finish(s, r);
 }
 

@@ -81,7 +81,7 @@ uint32_t mp_request_max_tokens(const mp_request *request);
 void mp_scheduler_append(mp_scheduler *s, mp_request *request, int32_t token);
 /* Ends a request in any state: completed or cancelled. Its pages are released; `request` is freed. */
 void mp_scheduler_finish(mp_scheduler *s, mp_request *request);
-/* Ends a running request whose KV cannot be right: what nobody else reads of it, chunks too, leaves the cache. */
+/* Ends a request that ran and whose KV cannot be right: what nobody else reads of it, chunks too, leaves the cache. */
 void mp_scheduler_fail(mp_scheduler *s, mp_request *request);
 bool mp_scheduler_busy(const mp_scheduler *s);
 

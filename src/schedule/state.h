@@ -52,6 +52,8 @@ void mp_admit(mp_scheduler *s);
 void mp_request_start(mp_scheduler *s, mp_request *request);
 /* Leaves the plan, its jobs and its pages. */
 void mp_request_release(mp_scheduler *s, mp_request *request);
+/* A failed request that was preempted: what it left in the cache, and nobody else reads, leaves that. */
+void mp_request_forget(mp_scheduler *s, mp_request *request);
 /* Back to the queue. */
 void mp_preempt(mp_scheduler *s, mp_request *request);
 

@@ -431,9 +431,9 @@ void cuda_world_read(cuda_world *w, uint16_t *out) {
     CHECK(cudaMemcpy(out, w->attend.out, w->n_rows * width * 2, cudaMemcpyDeviceToHost));
     mp_cu_counts counts;
     CHECK(cudaMemcpy(&counts, w->attend.work.counts, sizeof counts, cudaMemcpyDeviceToHost));
-    if (counts.next_unit || counts.next_block || counts.done) {
-        fprintf(stderr, "cuda_world: work counters left at %u, %u, %u\n", counts.next_unit, counts.next_block,
-                counts.done);
+    if (counts.next_unit || counts.next_back || counts.next_block || counts.done) {
+        fprintf(stderr, "cuda_world: work counters left at %u, %u, %u, %u\n", counts.next_unit, counts.next_back,
+                counts.next_block, counts.done);
         exit(1);
     }
 }

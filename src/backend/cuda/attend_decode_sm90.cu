@@ -12,6 +12,7 @@
  *
  * Keys that were there before this step are copied before the kernels in front of this one have ended. */
 #include "backend/cuda/attend_item.cuh"
+#include "backend/cuda/early.cuh"
 #include "backend/cuda/wgmma.cuh"
 
 namespace {
@@ -54,11 +55,6 @@ template <int D> struct shared {
 };
 
 /* ---- Feeding ----------------------------------------------------------------------------------------------------- */
-
-/* The kernels before this one have ended. The lists were there when they began, so tiles are taken without waiting. */
-__device__ __forceinline__ void wait_for_inputs(void) {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 
 __device__ __forceinline__ mp_cu_item load_item(const mp_cu_attend &a, uint32_t unit) {
     union {
@@ -127,7 +123,7 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
         if (lane == 0) sh.tiles[n % sh.N_TILES] = t;
         __syncwarp();
         if (lane == 0) mp_barrier_arrive(mp_shared(&sh.taken[n % sh.N_TILES]));
-        if (n == 0) wait_for_inputs(); /* the counter may be that of a decode kernel that has not ended */
+        if (n == 0) mp_wait_for_inputs(); /* the counter may be that of a decode kernel that has not ended */
         if (!t.n_readers) break;
 #pragma unroll
         for (int i = N_LISTS - 1; i > 0; i--) ends[i] = ends[i - 1];
@@ -154,7 +150,7 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
             uint32_t slot = count % sh.N_STAGES, key = stage * 64, n_keys = min(64u, t.n_tokens - key);
             uint32_t full = mp_shared(&sh.full[slot]), mine = key + lane * piece;
             if (!waited && (n > 0 || key + n_keys > t.n_before)) {
-                wait_for_inputs();
+                mp_wait_for_inputs();
                 waited = true;
             }
             mp_barrier_wait(mp_shared(&sh.empty[slot]), (count / sh.N_STAGES & 1) ^ 1);
@@ -184,7 +180,7 @@ template <int D> __device__ void turn_queries(const mp_cu_attend &a, shared<D> &
         tile t = sh.tiles[n % sh.N_TILES];
         mp_cu_reader r = { 0, 0, 0, 0, 0, 0 };
         if (thread < t.n_readers) r = a.work.readers[t.first_reader + thread];
-        if (n == 0) wait_for_inputs();
+        if (n == 0) mp_wait_for_inputs();
         mp_barrier_wait(mp_shared(&sh.q_empty[buffer]), (n / 2 & 1) ^ 1);
         if (!t.n_readers) {
             mp_barrier_arrive(mp_shared(&sh.q_full[buffer]));
@@ -508,7 +504,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
     extern __shared__ __align__(1024) uint8_t memory[];
     shared<D> &sh = *(shared<D> *)memory;
     open_shared(sh);
-    asm volatile("griddepcontrol.launch_dependents;"); /* the fold may start to wait */
+    mp_let_next_begin(); /* the fold may start to wait */
     if (threadIdx.x >= GROUPS * 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)FEED_REGISTERS));
         uint32_t warp = threadIdx.x / 32 - GROUPS * 4;
@@ -527,10 +523,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
 
 template <int D> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t units = a->max_items * a->n_kv_heads, blocks = units < a->n_sm ? units : a->n_sm;
-    cudaLaunchAttribute early = { cudaLaunchAttributeProgrammaticStreamSerialization, { 0 }, { 0 } };
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = { dim3(blocks), dim3(THREADS), sizeof(shared<D>), stream, &early, 1 };
-    return cudaLaunchKernelEx(&config, attend_decode<D>, *a);
+    return mp_launch_early(attend_decode<D>, blocks, THREADS, sizeof(shared<D>), stream, *a);
 }
 
 template <int D> cudaError_t open_kernel(void) {

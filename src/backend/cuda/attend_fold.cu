@@ -2,6 +2,7 @@
  * and many states under way, while all threads fit the GPU at once (what counts is the time memory takes to answer);
  * else 8 and fewer (what counts is how many threads wait for it). */
 #include "backend/cuda/attend_item.cuh"
+#include "backend/cuda/early.cuh"
 
 enum { THREADS = 128 };
 
@@ -43,10 +44,8 @@ static __global__ void __launch_bounds__(THREADS) attend_fold(const __grid_const
     mp_cu_fold fold = { 0, 0, 0 };
     bool there = i < a.work.counts->n_folds;
     if (there) fold = a.work.folds[i];
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory"); /* the decode kernel has ended; the lists were there before */
-#endif
+    mp_let_next_begin();
+    mp_wait_for_inputs(); /* the decode kernel has ended; the lists were there before */
     if (!there) return;
     size_t step = (size_t)a.n_heads * a.head_dim;
     const uint16_t *partial = a.partial_o + fold.first_slot * step + in * N;
@@ -78,11 +77,7 @@ static __global__ void __launch_bounds__(THREADS) attend_fold(const __grid_const
 
 template <int N, int AHEAD> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t threads = a->max_folds * a->n_heads * (a->head_dim / N);
-    cudaLaunchAttribute early = { cudaLaunchAttributeProgrammaticStreamSerialization, { 0 }, { 0 } };
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = { dim3((threads + THREADS - 1) / THREADS), dim3(THREADS), 0, stream, &early, 0 };
-    config.numAttrs = a->arch >= 90 ? 1 : 0;
-    return cudaLaunchKernelEx(&config, attend_fold<N, AHEAD>, *a);
+    return mp_launch_early(attend_fold<N, AHEAD>, (threads + THREADS - 1) / THREADS, THREADS, 0, stream, *a);
 }
 
 cudaError_t mp_cu_attend_fold(const mp_cu_attend *a, cudaStream_t stream) {

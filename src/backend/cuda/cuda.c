@@ -179,6 +179,7 @@ static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t arch
                                  .block_rows = mp_cu_attend_block_rows(hp->n_heads, hp->n_kv_heads),
                                  .item_readers =
                                      mp_cu_attend_item_readers(arch, hp->head_dim, hp->n_heads, hp->n_kv_heads),
+                                 .group = hp->n_heads / hp->n_kv_heads,
                                  .n_kv_heads = hp->n_kv_heads,
                                  .n_sm = n_sm,
                                  .few_blocks = (2 * n_sm + hp->n_kv_heads - 1) / hp->n_kv_heads };
@@ -651,7 +652,7 @@ static mepic_status cuda_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uint
     for (uint32_t i = 0; i < n; i++) {
         if (tokens[i] == MP_SAMPLE_UNDER_WAY) tokens[i] = (drawn++)->token;
     }
-    return MEPIC_OK;
+    return mp_cu_status(&c->device, err);
 }
 
 static const float *cuda_logits_row(mp_backend *b, uint32_t i) {

@@ -150,7 +150,8 @@ typedef struct mp_cu_attend {
     mp_cu_work work;
     uint32_t arch; /* which kernels and instructions may be used: mp_cu_device.code */
     uint32_t n_sm;
-    uint32_t max_items, max_folds, max_blocks; /* of this launch: upper bounds of what counts may say; 0: none */
+    uint32_t max_items; /* of this launch: how many the grid is made for, the counts may say more; 0: none */
+    uint32_t max_folds, max_blocks; /* upper bounds of what the counts say; 0: none */
 } mp_cu_attend;
 
 /* Decode items with the fold of their partial states; prefill blocks. `a` is host memory, copied at the call. */

@@ -208,8 +208,8 @@ static bool run_rows(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const
     x.data = (uint8_t *)x.data + (size_t)first * s->n_in * (s->e4m3 ? 1 : sizeof(mp_bf16));
     bool ok = true;
     if (s->out == MP_CU_OUT_ADD_F32) {
-        ok = CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->out + at * bytes, t->before, n * bytes, cudaMemcpyHostToDevice,
-                                         d->stream));
+        ok = CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->out + at * bytes, t->before + first * bytes, n * bytes,
+                                         cudaMemcpyHostToDevice, d->stream));
     }
     return ok && multiply(m, s, rows, algo, x, s->weights[0], t->out, d->stream) &&
            CUDA_TRY(
@@ -387,23 +387,6 @@ static uint32_t buckets_with(const scratch *t, uint32_t n_buckets, uint64_t hash
     return n;
 }
 
-/* The bits that most buckets can have, or nearly as many and the library's first proposal: what is close to the fastest
- * is a matter of noise, and the next open should come to the same bits. 0: there are none. */
-static uint64_t common_hash(const scratch *t, uint32_t n_buckets, uint64_t proposed) {
-    uint64_t best = 0;
-    uint32_t most = 0;
-    for (uint32_t b = 0; b < n_buckets; b++) {
-        for (uint32_t i = 0; i < t->buckets[b].n_candidates; i++) {
-            uint64_t hash = t->buckets[b].candidates[i].hash;
-            uint32_t n = hash == best ? 0 : buckets_with(t, n_buckets, hash);
-            if (n <= most) continue;
-            most = n;
-            best = hash;
-        }
-    }
-    return buckets_with(t, n_buckets, proposed) * 4 >= most * 3 && most > 0 ? proposed : best;
-}
-
 /* The bits of the library's first proposal for FEW_ROWS rows. */
 static bool hash_proposed(mp_cu_matmul *m, const mp_cu_shape *s, scratch *t, uint64_t *out) {
     const bucket *b = &t->buckets[0];
@@ -429,11 +412,37 @@ static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n
     return NULL;
 }
 
+/* Whether every bucket can have these bits. */
+static bool all_can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint64_t hash, scratch *t) {
+    for (uint32_t i = 0; i < n_buckets; i++) {
+        if (!fastest(&t->buckets[i], hash) && !borrow(m, s, n_buckets, i, hash, t)) return false;
+    }
+    return true;
+}
+
+/* The library's first proposal's bits, where all buckets can have them: what is close to the fastest is a matter of
+ * noise, and the next open should come to the same bits. Else those that most buckets can have. 0: there are none. */
+static uint64_t common_hash(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint64_t proposed, scratch *t) {
+    uint64_t best = 0;
+    uint32_t most = 0;
+    for (uint32_t b = 0; b < n_buckets; b++) {
+        for (uint32_t i = 0; i < t->buckets[b].n_candidates; i++) {
+            uint64_t hash = t->buckets[b].candidates[i].hash;
+            uint32_t n = hash == best ? 0 : buckets_with(t, n_buckets, hash);
+            if (n <= most) continue;
+            most = n;
+            best = hash;
+        }
+    }
+    bool near = proposed && buckets_with(t, n_buckets, proposed) * 4 >= most * 3;
+    return near && proposed != best && all_can(m, s, n_buckets, proposed, t) ? proposed : best;
+}
+
 static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log *log, mepic_error *err) {
     const mp_cu_shape *s = &p->shape;
     uint64_t proposed;
     if (!hash_proposed(m, s, t, &proposed)) return mp_cu_status(m->device, err);
-    uint64_t hash = p->hash = common_hash(t, p->n_buckets, proposed);
+    uint64_t hash = p->hash = common_hash(m, s, p->n_buckets, proposed, t);
     for (uint32_t i = 0; i < p->n_buckets; i++) {
         const bucket *b = &t->buckets[i];
         const candidate *k = hash ? fastest(b, hash) : NULL;

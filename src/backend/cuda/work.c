@@ -255,9 +255,9 @@ static uint32_t part_of(const mp_cu_lists *l, uint32_t n_readers) {
     return most && n_readers > most ? most : n_readers;
 }
 
-/* Clocks of a tile on an H100, in hundreds: to begin and end, and per stage; with more than half of its rows, and with
- * fewer, of which a multiprocessor has two at a time. */
-enum { LARGE_TILE = 50, LARGE_STAGE = 17, SMALL_TILE = 15, SMALL_STAGE = 5 };
+/* Clocks of a tile on an H100, in hundreds: to begin and end, and per stage; with more rows than one of the two
+ * warpgroups takes, and with fewer, of which a multiprocessor has two at a time. */
+enum { LARGE_TILE = 50, LARGE_STAGE = 17, SMALL_TILE = 15, SMALL_STAGE = 5, SMALL_ROWS = 64 };
 
 /* Large tiles keep the tensor cores busy and small ones the memory, so some blocks begin with the small ones, which
  * come last in the list: as many as finish them a little before the others finish the large ones. With few large ones
@@ -267,14 +267,14 @@ static uint32_t count_back(const mp_cu_lists *l) {
     uint64_t large = 0, small = 0, n_large = 0, n_sm = l->config.n_sm;
     for (size_t i = 0; i < l->n[PART_ITEMS]; i++) {
         uint64_t n_stages = (items[i].n_tokens + MP_CU_STAGE_TOKENS - 1) / MP_CU_STAGE_TOKENS;
-        if (items[i].n_readers > l->config.item_readers / 2) {
+        if (items[i].n_readers * l->config.group > SMALL_ROWS) {
             large += LARGE_TILE + LARGE_STAGE * n_stages;
             n_large++;
         } else {
             small += SMALL_TILE + SMALL_STAGE * n_stages;
         }
     }
-    if (n_large * l->config.n_kv_heads < 3 * n_sm) return 0;
+    if (!n_large || n_large * l->config.n_kv_heads < 3 * n_sm) return 0;
     uint64_t n = n_sm * small * 8 / ((small + large) * 10);
     return (uint32_t)(n < n_sm / 2 ? n : n_sm / 2);
 }

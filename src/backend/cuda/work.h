@@ -26,6 +26,7 @@ typedef struct mp_cu_lists_config {
     uint32_t max_slots;    /* partial states of one step */
     uint32_t block_rows;   /* rows of a block */
     uint32_t item_readers; /* of an item, at most: those of a tile; 0: no limit */
+    uint32_t group;        /* rows of a reader */
     uint32_t n_kv_heads;   /* units of an item */
     uint32_t n_sm;         /* blocks of the decode grid */
     uint32_t few_blocks;   /* fewer blocks than that are few; 0: they never are */
