@@ -111,14 +111,13 @@ def start_peer(args, reuse):
                    str(args.slots), "-c", str(args.slots * args.context), "--cache-reuse", str(reuse)], port)
 
 
-def start_all(args):
-    """{name of a row: (server, "reuse" of its requests)}"""
+def start_all(args, rows):
+    """Adds {name of a row: (server, "reuse" of its requests)} one by one: the caller ends those that were started."""
     mepic = start_mepic(args)
-    rows = {f"mepic, {reuse}": (mepic, reuse) for reuse in ("none", "prefix", "mepic")}
+    rows.update({f"mepic, {reuse}": (mepic, reuse) for reuse in ("none", "prefix", "mepic")})
     if args.peer:
         rows["llama-server"] = (start_peer(args, 0), None)
         rows[f"llama-server --cache-reuse {args.cache_reuse}"] = (start_peer(args, args.cache_reuse), None)
-    return rows
 
 
 def measure(args, servers, work):
@@ -186,8 +185,9 @@ def main():
           f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.1f}; times in ms", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers end, too
     with tempfile.TemporaryDirectory() as work:
-        servers = start_all(args)
+        servers = {}
         try:
+            start_all(args, servers)
             report(args, measure(args, servers, work))
         finally:
             for server, _ in servers.values():

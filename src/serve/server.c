@@ -431,11 +431,11 @@ static mepic_status bind_address(mp_server *server, const struct addrinfo *addre
                                  mepic_error *err) {
     const mp_server_options *o = &server->options;
     if (!o->keys && !o->allow_open && !is_loopback(address->ai_addr)) {
-        return mp_fail(
-            err, MEPIC_ERR_ARGUMENT,
-            "host %s can be reached from outside and there are no API keys; name a file of keys, or say that "
-            "everybody may ask",
-            host);
+        return mp_fail(err, MEPIC_ERR_ARGUMENT,
+                       "host %s can be reached from outside and there are no API keys; name a file of keys "
+                       "(--api-key-file), or say "
+                       "that everybody may ask (--allow-everybody)",
+                       host);
     }
     int on = 1, fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return mp_fail(err, MEPIC_ERR_IO, "no socket: %s", strerror(errno));
@@ -631,6 +631,7 @@ void mp_server_close(mp_server *server) {
         mp_loop_stop(server->loop, &reason);
         wait_for_exchanges(server);
     }
+    mp_watch_stop(server->watch); // it may be about to wake one, and none may be paused then
     for (uint32_t i = 0; i < MP_HTTP_THREADS; i++) mp_driver_stop(server->http[i].driver);
     if (server->listener >= 0) close(server->listener);
     mp_loop_close(server->loop);

@@ -153,14 +153,18 @@ mepic_status mp_watch_open(const mp_watch_options *options, mp_watch **out, mepi
     return MEPIC_OK;
 }
 
+void mp_watch_stop(mp_watch *watch) {
+    if (!watch || !watch->started) return;
+    uint64_t one = 1;
+    ssize_t n = write(watch->stop, &one, sizeof one);
+    (void)n; // the first one always fits
+    pthread_join(watch->thread, NULL);
+    watch->started = false;
+}
+
 void mp_watch_close(mp_watch *watch) {
     if (!watch) return;
-    if (watch->started) {
-        uint64_t one = 1;
-        ssize_t n = write(watch->stop, &one, sizeof one);
-        (void)n; // the first one always fits
-        pthread_join(watch->thread, NULL);
-    }
+    mp_watch_stop(watch);
     if (watch->epoll >= 0) close(watch->epoll);
     if (watch->stop >= 0) close(watch->stop);
     pthread_mutex_destroy(&watch->lock);

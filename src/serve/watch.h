@@ -19,6 +19,8 @@ typedef struct mp_watch_options {
 } mp_watch_options;
 
 mepic_status mp_watch_open(const mp_watch_options *options, mp_watch **out, mepic_error *err);
+/* Ends its thread: nobody is woken any more. NULL is a no-op. */
+void mp_watch_stop(mp_watch *watch);
 /* When no connection is left. NULL is a no-op. */
 void mp_watch_close(mp_watch *watch);
 
