@@ -89,7 +89,7 @@ static void who_left_is_taken_out(void **state) {
         if (i % 4 == 1) mp_feed_leave(feeds[i], NULL);
     }
     uint32_t n_left = 0;
-    for (mp_feed *feed = mp_line_take_left(line); feed; feed = feed->next) {
+    for (mp_feed *feed = mp_line_take_left(line); feed; feed = feed->behind) {
         assert_true(mp_feed_left(feed));
         n_left++;
     }

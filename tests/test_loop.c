@@ -26,6 +26,7 @@ typedef struct world {
     mepic_engine *engine;
     mp_loop *loop;
     reader running, refused, next, late;
+    uint32_t n_late_done;
 } world;
 
 static void pause_reader(void *connection) {
@@ -41,8 +42,8 @@ static void wake_reader(void *connection) {
     sem_post(&r->woken);
 }
 
-/* A feed whose reader waits already. */
-static void open_reader(world *w, reader *r, void (*then)(reader *), mepic_request request) {
+/* A feed of n replies whose reader waits already. */
+static void open_reader_of(world *w, reader *r, void (*then)(reader *), uint32_t n, mepic_request request) {
     const mp_feed_reader callbacks = {
         .pause = pause_reader, .wake = wake_reader, .connection = r, .limit = 1 << 20, .most = 1 << 20
     };
@@ -54,9 +55,14 @@ static void open_reader(world *w, reader *r, void (*then)(reader *), mepic_reque
     request.size = sizeof request;
     request.ignore_eos = true;
     generation->request = request;
+    generation->n = n;
     generation->prompts[generation->n_prompts++] = prepare_text(w->engine, "x");
     assert_int_equal(mp_feed_open(generation, &callbacks, &r->feed, NULL), MEPIC_OK);
     assert_int_equal(mp_feed_ready(r->feed, &err), MP_FEED_PAUSED);
+}
+
+static void open_reader(world *w, reader *r, void (*then)(reader *), mepic_request request) {
+    open_reader_of(w, r, then, 1, request);
 }
 
 static void close_reader(reader *r) {
@@ -76,6 +82,23 @@ static void wait_until_woken(reader *r, const char *who) {
     while (sem_timedwait(&r->woken, &until) != 0) {
         if (errno != EINTR) fail_msg("%s was told nothing for a minute", who);
     }
+}
+
+/* Replies that have ended since it was asked last. */
+static uint32_t take_done(reader *r) {
+    mp_buf taken = { 0 };
+    mp_api_error err;
+    mp_feed_event event;
+    size_t at = 0;
+    uint32_t n = 0;
+    if (mp_feed_take(r->feed, &taken, &err) == MP_FEED_FAILED) fail_msg("%s", err.message);
+    while (mp_feed_event_next(&taken, &at, &event)) n += event.kind == MEPIC_EVENT_DONE;
+    mp_buf_clear(&taken);
+    return n;
+}
+
+static void count_done_of_late(reader *r) {
+    r->world->n_late_done = take_done(&r->world->late);
 }
 
 /* Both are in the line before the loop looks at either. */
@@ -115,6 +138,29 @@ static void who_comes_while_the_engine_breaks_is_told(void **state) {
     mepic_engine_close(w.engine);
 }
 
+/* A request for many replies takes turns with another key's, reply by reply: that one ends long before it does. */
+static void many_replies_take_turns_with_one(void **state) {
+    (void)state;
+    enum { MANY = 96 };
+    mepic_engine_options engine_options = tiny_options();
+    engine_options.max_running = 1;
+    const mp_loop_options options = { .max_choices = 2 * MANY, .n_tenants = 2 };
+    world w = { .engine = open_engine(&engine_options) };
+    assert_int_equal(mp_loop_open(w.engine, &options, &w.loop, NULL), MEPIC_OK);
+    open_reader_of(&w, &w.late, NULL, MANY, (mepic_request){ .max_tokens = 4 });
+    open_reader(&w, &w.next, count_done_of_late, (mepic_request){ .max_tokens = 4 });
+    w.next.feed->tenant = 1;
+    submit_reader(&w.late);
+    submit_reader(&w.next);
+    wait_until_woken(&w.next, "the other key");
+    assert_true(w.n_late_done < MANY / 2);
+    for (uint32_t n = w.n_late_done; n < MANY;) n += take_done(&w.late);
+    mp_loop_close(w.loop);
+    close_reader(&w.late);
+    close_reader(&w.next);
+    mepic_engine_close(w.engine);
+}
+
 /* A reader that waits again when the engine breaks: its seat is free by the time it hears of it. */
 static void who_hears_of_the_end_has_no_seat(void **state) {
     (void)state;
@@ -135,6 +181,7 @@ static void who_hears_of_the_end_has_no_seat(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(who_comes_while_the_engine_breaks_is_told),
+        cmocka_unit_test(many_replies_take_turns_with_one),
         cmocka_unit_test(who_hears_of_the_end_has_no_seat),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

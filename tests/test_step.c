@@ -222,7 +222,7 @@ static void what_failed_after_its_preemption_leaves_the_cache(void **state) {
     mp_scheduler_fail(b.s, requests[1]);
     mp_scheduler_finish(b.s, requests[0]);
     mp_request_spec spec = spec_of(&prompts[1]);
-    spec.max_tokens = 1;
+    spec.max_tokens = 20;
     mp_request *again = submit(&b, &spec);
     step(&b, NULL);
     mp_request_usage(again, &usage);

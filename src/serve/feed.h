@@ -22,6 +22,7 @@ typedef struct mp_choice {
     mp_feed *feed;
     uint32_t index;
     bool submitted, done;    /* the loop's */
+    uint64_t waited_ns;      /* the loop's: how long it stood in the line */
     uint64_t last_ns;        /* the loop's: when its last token came; 0 = none came */
     mepic_request_id id;     /* under the feed's lock, valid once submitted */
 } mp_choice;
@@ -43,10 +44,12 @@ struct mp_feed {
     const char *scope;         /* of the client's key, outlives the feed; NULL = the common one */
     uint32_t tenant;           /* whose requests take turns with others'; 0 = nobody's in particular */
     mp_choice *choices;        /* [n_choices] */
-    uint32_t n_choices, n_ended;
+    uint32_t n_choices, n_started, n_ended;
+    bool stopped;             /* the loop's: its choices were cancelled; those that have not begun never do */
     uint64_t n_tokens;        /* of the prompts; set by submit */
-    uint64_t submitted_ns, waited_ns; /* when it came into the line, and how long it stood there */
-    mp_feed *next, *previous; /* in the loop's lists */
+    uint64_t submitted_ns;    /* when it came into the line */
+    mp_feed *behind;          /* in the line, while choices have not begun */
+    mp_feed *next, *previous; /* in the loop's lists: of those that came, then of the live */
     struct mp_feed_shared *shared;
 };
 

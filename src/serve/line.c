@@ -27,9 +27,9 @@ bool mp_line_empty(const mp_line *line) {
 
 void mp_line_push(mp_line *line, mp_feed *feed) {
     tenant *t = &line->tenants[feed->tenant];
-    feed->next = NULL;
+    feed->behind = NULL;
     if (t->first) {
-        t->last->next = feed;
+        t->last->behind = feed;
         t->last = feed;
         return;
     }
@@ -48,8 +48,8 @@ mp_feed *mp_line_pop(mp_line *line) {
     uint32_t turn = line->tenants[line->last].next;
     tenant *t = &line->tenants[turn];
     mp_feed *feed = t->first;
-    t->first = feed->next;
-    feed->next = NULL;
+    t->first = feed->behind;
+    feed->behind = NULL;
     if (t->first) {
         line->last = turn;
     } else if (turn == line->last) {
@@ -64,16 +64,16 @@ mp_feed *mp_line_pop(mp_line *line) {
 mp_feed *mp_line_take_left(mp_line *line) {
     mp_feed *left = NULL, *stay = NULL, **end = &stay;
     for (mp_feed *feed = mp_line_pop(line); feed; feed = mp_line_pop(line)) {
-        if (mp_feed_left(feed)) {
-            feed->next = left;
+        if (feed->stopped || mp_feed_left(feed)) {
+            feed->behind = left;
             left = feed;
         } else {
             *end = feed;
-            end = &feed->next;
+            end = &feed->behind;
         }
     }
     while (stay) {
-        mp_feed *next = stay->next;
+        mp_feed *next = stay->behind;
         mp_line_push(line, stay);
         stay = next;
     }

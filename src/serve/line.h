@@ -1,7 +1,7 @@
 /* Who is next: feeds that wait for a seat in the engine, by tenant in turn, so that one key's thousand requests do not
  * stand in front of another's one. Within a tenant the order is that of arrival.
  *
- * Owned by the loop's thread; uses the `next` of the feeds in it. */
+ * Owned by the loop's thread; uses the `behind` of the feeds in it. */
 #ifndef MEPIC_SERVE_LINE_H
 #define MEPIC_SERVE_LINE_H
 
@@ -16,7 +16,7 @@ void mp_line_push(mp_line *line, mp_feed *feed);
 /* NULL: nobody waits. */
 mp_feed *mp_line_pop(mp_line *line);
 bool mp_line_empty(const mp_line *line);
-/* Takes out those whose reader has left; a list by `next`. */
+/* Takes out those whose reader has left or that were stopped; a list by `behind`. */
 mp_feed *mp_line_take_left(mp_line *line);
 
 #endif

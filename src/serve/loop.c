@@ -58,6 +58,7 @@ static void unlink_feed(mp_loop *loop, mp_feed *feed) {
 }
 
 static void cancel_choices(mp_loop *loop, mp_feed *feed) {
+    feed->stopped = true;
     for (uint32_t i = 0; i < feed->n_choices; i++) {
         const mp_choice *choice = &feed->choices[i];
         if (choice->submitted && !choice->done) mepic_cancel(loop->engine, choice->id);
@@ -72,30 +73,47 @@ static void end_choices(mp_loop *loop, mp_feed *feed, uint32_t n) {
     mp_feed_drop(feed);
 }
 
-/* Puts a feed's requests into the engine, all or none. */
-static void start_feed(mp_loop *loop, mp_feed *feed) {
-    link_feed(loop, feed);
-    feed->waited_ns = mp_now_ns() - feed->submitted_ns;
-    mepic_error err;
-    uint32_t i = 0;
-    for (; i < feed->n_choices; i++) {
-        mp_choice *choice = &feed->choices[i];
-        mepic_request request = mp_generation_request(feed->generation, i, feed->scope, choice);
-        mepic_request_id id;
-        if (mepic_submit(loop->engine, &request, &id, &err) != MEPIC_OK) break;
-        if (!mp_feed_started(feed, choice, id)) mepic_cancel(loop->engine, id);
+/* The choices of a feed, out of the line, that have not begun never will. why: told if it ends with them; may be NULL. */
+static void abandon_rest(mp_loop *loop, mp_feed *feed, const mp_api_error *why) {
+    uint32_t rest = feed->n_choices - feed->n_started;
+    if (feed->n_started == 0) link_feed(loop, feed); // among those that end
+    feed->n_started = feed->n_choices;
+    pthread_mutex_lock(&loop->lock);
+    loop->metrics.finished[MEPIC_FINISH_CANCELLED] += rest;
+    pthread_mutex_unlock(&loop->lock);
+    if (feed->n_ended + rest == feed->n_choices) {
+        leave_seats(loop, feed);
+        if (why) mp_feed_fail(feed, why);
     }
-    if (i == feed->n_choices) return;
+    end_choices(loop, feed, rest);
+}
+
+/* Puts the next request of a feed that is not in the line into the engine. */
+static void start_choice(mp_loop *loop, mp_feed *feed) {
+    mp_choice *choice = &feed->choices[feed->n_started];
+    mepic_request request = mp_generation_request(feed->generation, feed->n_started, feed->scope, choice);
+    mepic_request_id id;
+    mepic_error err;
+    if (feed->n_started == 0) link_feed(loop, feed);
+    choice->waited_ns = mp_now_ns() - feed->submitted_ns;
+    if (mepic_submit(loop->engine, &request, &id, &err) == MEPIC_OK) {
+        feed->n_started++;
+        if (!mp_feed_started(feed, choice, id)) mepic_cancel(loop->engine, id);
+        if (feed->n_started < feed->n_choices) mp_line_push(loop->line, feed);
+        return;
+    }
     if (err.status == MEPIC_ERR_BROKEN) {
         note_broken(loop, &err); // told before the feed hears of it
         return;
     }
     mp_api_error why;
     mp_refuse_engine(&why, &err);
-    if (i == 0) leave_seats(loop, feed);
+    uint32_t rest = feed->n_choices - feed->n_started;
+    feed->n_started = feed->n_choices;
+    if (feed->n_ended + rest == feed->n_choices) leave_seats(loop, feed);
     mp_feed_fail(feed, &why);
     cancel_choices(loop, feed);
-    end_choices(loop, feed, feed->n_choices - i);
+    end_choices(loop, feed, rest);
 }
 
 /* The engine counts from its own submit; for the client, time in the line is waiting too. */
@@ -109,7 +127,7 @@ static void take_event(mp_loop *loop, mepic_event *event, uint64_t now) {
     mp_choice *choice = event->user;
     mp_feed *feed = choice->feed;
     bool done = event->kind == MEPIC_EVENT_DONE;
-    if (done) add_line(&event->usage, feed->waited_ns);
+    if (done) add_line(&event->usage, choice->waited_ns);
     pthread_mutex_lock(&loop->lock);
     if (done)
         mp_metrics_count_reply(&loop->metrics, event->finish, &event->usage);
@@ -131,17 +149,9 @@ static void take_event(mp_loop *loop, mepic_event *event, uint64_t now) {
     if (done) end_choices(loop, feed, 1);
 }
 
-static void drop_waiting(mp_loop *loop, mp_feed *feed, const mp_api_error *why) {
-    pthread_mutex_lock(&loop->lock);
-    loop->metrics.finished[MEPIC_FINISH_CANCELLED] += feed->n_choices;
-    pthread_mutex_unlock(&loop->lock);
-    leave_seats(loop, feed);
-    if (why) mp_feed_fail(feed, why);
-    mp_feed_drop(feed);
-}
-
+/* Feeds of which something has begun stay among the live: who calls this tells them. */
 static void fail_line(mp_loop *loop, const mp_api_error *why) {
-    for (mp_feed *feed = mp_line_pop(loop->line); feed; feed = mp_line_pop(loop->line)) drop_waiting(loop, feed, why);
+    for (mp_feed *feed = mp_line_pop(loop->line); feed; feed = mp_line_pop(loop->line)) abandon_rest(loop, feed, why);
 }
 
 static void fail_all(mp_loop *loop, const mp_api_error *why) {
@@ -186,19 +196,20 @@ static void step(mp_loop *loop) {
     if (status != MEPIC_OK) note_broken(loop, &err);
 }
 
-/* From the line into the engine, as long as few wait there. */
+/* From the line into the engine, as long as few wait there: a reply at a time, so that a request for many takes no more
+ * turns than many requests. */
 static void fill_engine(mp_loop *loop) {
     for (mp_feed *feed = mp_line_take_left(loop->line), *next; feed; feed = next) {
-        next = feed->next;
-        drop_waiting(loop, feed, NULL);
+        next = feed->behind;
+        abandon_rest(loop, feed, NULL);
     }
     mepic_stats stats;
     mepic_stats_read(loop->engine, &stats);
     for (uint32_t ahead = stats.queued; ahead < AHEAD && !loop->broken;) {
         mp_feed *feed = mp_line_pop(loop->line);
         if (!feed) break;
-        ahead += feed->n_choices;
-        start_feed(loop, feed);
+        ahead++;
+        start_choice(loop, feed);
     }
 }
 
