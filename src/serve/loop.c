@@ -73,7 +73,7 @@ static void end_choices(mp_loop *loop, mp_feed *feed, uint32_t n) {
     mp_feed_drop(feed);
 }
 
-/* The choices of a feed, out of the line, that have not begun never will. why: told if it ends with them; may be NULL. */
+/* Choices that have not begun never will, of a feed out of the line. why: told if it ends with them, or NULL. */
 static void abandon_rest(mp_loop *loop, mp_feed *feed, const mp_api_error *why) {
     uint32_t rest = feed->n_choices - feed->n_started;
     if (feed->n_started == 0) link_feed(loop, feed); // among those that end
