@@ -32,18 +32,6 @@ struct tile {
     uint32_t shift;
 };
 
-__device__ __forceinline__ void load4(uint32_t r[4], uint32_t at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-
-__device__ __forceinline__ void load4_turned(uint32_t r[4], uint32_t at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-
 /* Starts the copy of entry e (stage e / 2; K, then V). */
 template <int D>
 __device__ __forceinline__ void fetch(const mp_cu_attend &a, const tile &t, shared<D> &sh, uint32_t e, uint32_t end) {
@@ -114,10 +102,10 @@ __device__ __forceinline__ void products(float (*s)[4], uint32_t q, uint32_t k) 
 #pragma unroll
     for (int d = 0; d < D; d += 16) {
         uint32_t x[4], b[4];
-        load4(x, q + row / 8 * (D * 16) + mp_kv_offset(D, row & 7, d + lane / 16 * 8));
+        mp_load4(x, q + row / 8 * (D * 16) + mp_kv_offset(D, row & 7, d + lane / 16 * 8));
 #pragma unroll
         for (int i = 0; i < state<D, NARROW>::KEYS / 2; i++) {
-            load4(b, k + (key / 8 + i * 2) * (D * 16) + mp_kv_offset(D, lane & 7, d + (lane / 8 & 1) * 8));
+            mp_load4(b, k + (key / 8 + i * 2) * (D * 16) + mp_kv_offset(D, lane & 7, d + (lane / 8 & 1) * 8));
             mp_mma(s[2 * i], x, b[0], b[1]);
             mp_mma(s[2 * i + 1], x, b[2], b[3]);
         }
@@ -186,7 +174,7 @@ template <int D, bool NARROW> __device__ __forceinline__ void gather(state<D, NA
     for (int k = 0; k < 4; k++) {
         if (NARROW) {
             uint32_t row = lane & 15;
-            load4(st.p[k], mp_shared(sh.q) + NARROW_ROWS * D * 2 + row / 8 * 1024 +
+            mp_load4(st.p[k], mp_shared(sh.q) + NARROW_ROWS * D * 2 + row / 8 * 1024 +
                                mp_kv_offset(64, row & 7, k * 16 + lane / 16 * 8));
         }
         mp_mma(st.l, st.p[k], MP_BF16_ONES, MP_BF16_ONES);
@@ -194,7 +182,7 @@ template <int D, bool NARROW> __device__ __forceinline__ void gather(state<D, NA
         for (int i = 0; i < state<D, NARROW>::PAIRS; i++) {
             uint32_t pair = NARROW ? warp + i * WARPS : i, b[4];
             if (pair >= D / 16) break;
-            load4_turned(b, v + (k * 2 + (lane / 8 & 1)) * (D * 16) +
+            mp_load4_turned(b, v + (k * 2 + (lane / 8 & 1)) * (D * 16) +
                                 mp_kv_offset(D, lane & 7, pair * 16 + lane / 16 * 8));
             mp_mma(st.o[i][0], st.p[k], b[0], b[1]);
             mp_mma(st.o[i][1], st.p[k], b[2], b[3]);

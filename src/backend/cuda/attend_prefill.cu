@@ -4,6 +4,7 @@
  * 16 rows of the block's matrix; above head_dim 128 two warps share 16 rows, each with half of the output's columns,
  * and the unit takes two passes of 64 rows. The state of the cell and the running state are in registers. */
 #include "backend/cuda/attend_block.cuh"
+#include "backend/cuda/mma.cuh"
 
 #define THREADS 256
 
@@ -15,32 +16,6 @@ template <int D> struct shape {
     static constexpr int STAGE = 16 * HALF;
     static constexpr int QUERIES = ROWS / 8 * HALF;
 };
-
-/* ---- Instructions ------------------------------------------------------------------------------------------------ */
-
-static __device__ __forceinline__ void load4(uint32_t r[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address));
-}
-
-static __device__ __forceinline__ void load4_turned(uint32_t r[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address));
-}
-
-static __device__ __forceinline__ void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-static __device__ __forceinline__ uint32_t pack(float x, float y) {
-    __nv_bfloat162 v = __floats2bfloat162_rn(x, y);
-    return *(uint32_t *)&v;
-}
 
 /* Where lane `row` of a matrix of 8 x 8 finds its row: columns [column, column + 16) of 8 keys, the second eight if
  * upper. column is a multiple of 16 known to the compiler. */
@@ -76,10 +51,9 @@ static __device__ __forceinline__ void fetch(const mp_cu_attend *a, const mp_wal
         uint32_t page = there ? key / a->page_size : 0, in = there ? (key - page * a->page_size) / 8 : 0;
         const uint8_t *from = a->slab + (size_t)__ldg(w->pages + page) * a->page_bytes + offset +
                               (size_t)in * (2 * shape<D>::HALF) + i % units * 16;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + i * 16), "l"(from), "r"(there ? 16 : 0)
-                     : "memory");
+        mp_copy16(to + i * 16, from, there);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    mp_copy_commit();
 }
 
 template <int D> static __device__ __forceinline__ void scores(float s[8][4], uint32_t q, uint32_t kv, uint32_t lane) {
@@ -89,14 +63,14 @@ template <int D> static __device__ __forceinline__ void scores(float s[8][4], ui
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
         uint32_t x[4];
-        load4(x, q + first * shape<D>::HALF + place<D>(row, second, k));
+        mp_load4(x, q + first * shape<D>::HALF + place<D>(row, second, k));
         uint32_t from = kv + second * (2 * shape<D>::HALF) + place<D>(row, first, k);
 #pragma unroll
         for (int n = 0; n < 8; n += 2) {
             uint32_t y[4];
-            load4(y, from + n * (2 * shape<D>::HALF));
-            multiply(s[n], x, y[0], y[1]);
-            multiply(s[n + 1], x, y[2], y[3]);
+            mp_load4(y, from + n * (2 * shape<D>::HALF));
+            mp_mma(s[n], x, y[0], y[1]);
+            mp_mma(s[n + 1], x, y[2], y[3]);
         }
     }
 }
@@ -145,23 +119,22 @@ template <int D> static __device__ __forceinline__ void weigh(float s[8][4], sta
 
 template <int D>
 static __device__ __forceinline__ void collect(state<D> *t, const float s[8][4], uint32_t kv, uint32_t lane) {
-    constexpr uint32_t ones = 0x3f803f80u; /* two of bf16 */
     uint32_t row = lane & 7, first = lane >> 3 & 1, second = lane >> 4;
     uint32_t split = shape<D>::SPLIT == 2 ? threadIdx.x / 32 % 2 : 0;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        uint32_t p[4] = { pack(s[2 * k][0], s[2 * k][1]), pack(s[2 * k][2], s[2 * k][3]),
-                          pack(s[2 * k + 1][0], s[2 * k + 1][1]), pack(s[2 * k + 1][2], s[2 * k + 1][3]) };
-        multiply(t->l, p, ones, ones);
+        uint32_t p[4] = { mp_pack(s[2 * k][0], s[2 * k][1]), mp_pack(s[2 * k][2], s[2 * k][3]),
+                          mp_pack(s[2 * k + 1][0], s[2 * k + 1][1]), mp_pack(s[2 * k + 1][2], s[2 * k + 1][3]) };
+        mp_mma(t->l, p, MP_BF16_ONES, MP_BF16_ONES);
         uint32_t from = kv + (4 * k + 2 * first + 1) * shape<D>::HALF;
 #pragma unroll
         for (int n = 0; n < shape<D>::COLUMNS / 8; n += 2) {
             uint32_t y[4];
             uint32_t at = place<D>(row, second, n * 8);
             if (shape<D>::SPLIT == 2 && split) at = place<D>(row, second, shape<D>::COLUMNS + n * 8);
-            load4_turned(y, from + at);
-            multiply(t->o[n], p, y[0], y[1]);
-            multiply(t->o[n + 1], p, y[2], y[3]);
+            mp_load4_turned(y, from + at);
+            mp_mma(t->o[n], p, y[0], y[1]);
+            mp_mma(t->o[n + 1], p, y[2], y[3]);
         }
     }
 }
@@ -225,7 +198,7 @@ static __device__ __forceinline__ void write(const mp_cu_attend *a, const unit *
                        split * shape<D>::COLUMNS + (lane & 3) * 2;
 #pragma unroll
         for (int n = 0; n < shape<D>::COLUMNS / 8; n++) {
-            *(uint32_t *)(out + 8 * n) = pack(__fmul_rn(o[n][2 * h], inverse), __fmul_rn(o[n][2 * h + 1], inverse));
+            *(uint32_t *)(out + 8 * n) = mp_pack(__fmul_rn(o[n][2 * h], inverse), __fmul_rn(o[n][2 * h + 1], inverse));
         }
     }
 }
@@ -234,7 +207,7 @@ template <int D>
 static __device__ void attend_unit(const mp_cu_attend *a, const unit *u, uint8_t *smem, uint32_t ring) {
     const uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     const uint32_t m = warp / shape<D>::SPLIT * 16 + lane / 4; /* and m + 8 */
-    const uint32_t q = (uint32_t)__cvta_generic_to_shared(smem), kv = q + shape<D>::QUERIES;
+    const uint32_t q = mp_shared(smem), kv = q + shape<D>::QUERIES;
     const uint32_t own_q = q + warp / shape<D>::SPLIT * 2 * shape<D>::HALF;
     const size_t offset = a->layer_offset + u->head * a->block_bytes;
     const float c = a->scale * MP_LOG2E;

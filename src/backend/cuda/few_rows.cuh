@@ -6,8 +6,51 @@
 #include <cuda.h>
 
 #include "backend/cuda/early.cuh"
+#include "backend/cuda/few_rows.h"
 #include "backend/cuda/mma.cuh"
 #include "backend/cuda/wgmma.cuh"
+
+enum {
+    MP_FEW_GROUP = 64, /* outputs of a warpgroup */
+    MP_FEW_WIDTH = 256, /* of a tile, at most */
+    MP_FEW_STAGES = 32,
+    MP_FEW_ALIGN = 1024,
+};
+
+/* Of the stages of the ring. */
+struct mp_few_barriers {
+    uint64_t full[MP_FEW_STAGES], empty[MP_FEW_STAGES];
+};
+
+/* One thread; then a barrier of the block. */
+static __device__ __forceinline__ void mp_few_open_barriers(uint32_t full, uint32_t empty, uint32_t n_stages,
+                                                            uint32_t n_groups) {
+    for (uint32_t i = 0; i < n_stages; i++) {
+        mp_barrier_init(full + i * 8, 1);
+        mp_barrier_init(empty + i * 8, n_groups * 4);
+    }
+    mp_fence_async();
+}
+
+static inline uint32_t mp_few_round_up(uint32_t x, uint32_t to) {
+    return (x + to - 1) / to * to;
+}
+
+/* Threads of a block: warpgroups for `width` outputs, and the warp that copies. */
+static inline uint32_t mp_few_threads(uint32_t width) {
+    return (width + MP_FEW_GROUP - 1) / MP_FEW_GROUP * 128 + 32;
+}
+
+/* Of a matrix [n_rows, n_in] of `bytes` an element, boxes of 128 bytes by box_rows. */
+static inline bool mp_few_map(const mp_cu_few_rows *f, CUtensorMapDataType type, uint32_t bytes, const void *from,
+                              uint32_t n_rows, uint32_t n_in, uint32_t box_rows, CUtensorMap *map) {
+    const cuuint64_t size[] = { n_in, n_rows }, stride[] = { (cuuint64_t)n_in * bytes };
+    const cuuint32_t box[] = { 128 / bytes, box_rows }, step[] = { 1, 1 };
+    auto encode = (decltype(&cuTensorMapEncodeTiled))f->describe;
+    return encode(map, type, 2, (void *)from, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
 
 /* For x, which every block wants; w passes through the caches once. */
 static __device__ __forceinline__ uint64_t mp_policy_keep(void) {

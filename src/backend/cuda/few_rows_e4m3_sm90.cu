@@ -7,19 +7,14 @@
 #include <cuda_bf16.h>
 
 #include "backend/cuda/few_rows.cuh"
-#include "backend/cuda/few_rows_e4m3.h"
 
 namespace {
 
 enum {
     PANEL = 128,        /* k, and bytes of a row */
-    GROUP_OUTPUTS = 64, /* of a warpgroup */
-    MAX_WIDTH = 256,
-    MAX_STAGES = 32,
     MAX_DEPTH = 8,
     STAGE = 40 << 10,                     /* bytes of one, about: fewer, and copying is busy with waiting */
-    BEHIND = (GROUP_OUTPUTS - 8) * PANEL, /* bytes that may be read behind the last tile */
-    ALIGN = 1024,
+    BEHIND = (MP_FEW_GROUP - 8) * PANEL, /* bytes that may be read behind the last tile */
     MEMORY = 225 << 10,
 };
 
@@ -29,10 +24,6 @@ struct params {
     mp_cu_out kind;
     const float *w_scales, *x_scales;
     void *out;
-};
-
-struct barriers {
-    uint64_t full[MAX_STAGES], empty[MAX_STAGES];
 };
 
 MP_FEW_MULTIPLIES("k32.f32.e4m3.e4m3", "")
@@ -161,20 +152,14 @@ template <int ROWS>
 __global__ void __launch_bounds__(4 * 128 + 32, 1)
     few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
     extern __shared__ uint8_t memory[];
-    __shared__ barriers b;
-    ring<ROWS> r = { (mp_shared(memory) + ALIGN - 1) / ALIGN * ALIGN, mp_shared(b.full),
+    __shared__ mp_few_barriers b;
+    ring<ROWS> r = { (mp_shared(memory) + MP_FEW_ALIGN - 1) / MP_FEW_ALIGN * MP_FEW_ALIGN, mp_shared(b.full),
                      mp_shared(b.empty) };
     uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < p.n_stages; i++) {
-            mp_barrier_init(r.full + i * 8, 1);
-            mp_barrier_init(r.empty + i * 8, groups * 4);
-        }
-        mp_fence_async();
-    }
+    if (threadIdx.x == 0) mp_few_open_barriers(r.full, r.empty, p.n_stages, groups);
     __syncthreads();
     if (warp < groups * 4) {
-        multiply_tile(p, r, warp / 4 * GROUP_OUTPUTS);
+        multiply_tile(p, r, warp / 4 * MP_FEW_GROUP);
     } else if (threadIdx.x % 32 == 0) {
         copy_stages(p, &w, &x, r);
     }
@@ -182,22 +167,8 @@ __global__ void __launch_bounds__(4 * 128 + 32, 1)
 
 /* ---- Host -------------------------------------------------------------------------------------------------------- */
 
-static uint32_t round_up(uint32_t x, uint32_t to) {
-    return (x + to - 1) / to * to;
-}
-
 template <int ROWS> static cudaError_t open_kernel(void) {
     return cudaFuncSetAttribute(few_rows<ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY);
-}
-
-static bool make_map(void *describe, const void *from, uint32_t n_rows, uint32_t n_in, uint32_t box_rows,
-                     CUtensorMap *map) {
-    const cuuint64_t size[] = { n_in, n_rows }, stride[] = { n_in };
-    const cuuint32_t box[] = { PANEL, box_rows }, step[] = { 1, 1 };
-    auto encode = (decltype(&cuTensorMapEncodeTiled))describe;
-    return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)from, size, stride, box, step,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /* How a product is cut: as many blocks as there are multiprocessors, or a multiple of that. */
@@ -206,55 +177,47 @@ static params plan_for(uint32_t n_sm, uint32_t rows, uint32_t n_out, uint32_t n_
     uint32_t blocks = 0;
     do {
         blocks += n_sm;
-        p.width = round_up((n_out + blocks - 1) / blocks, 8);
-    } while (p.width > MAX_WIDTH);
+        p.width = mp_few_round_up((n_out + blocks - 1) / blocks, 8);
+    } while (p.width > MP_FEW_WIDTH);
     uint32_t panel = (p.width + rows) * PANEL;
     p.n_panels = (n_in + PANEL - 1) / PANEL;
     p.depth = (STAGE + panel / 2) / panel;
     if (p.depth > p.n_panels) p.depth = p.n_panels;
     if (p.depth > MAX_DEPTH) p.depth = MAX_DEPTH;
     if (p.depth == 0) p.depth = 1;
-    p.n_stages = (MEMORY - ALIGN - BEHIND) / (p.depth * panel);
-    if (p.n_stages > MAX_STAGES) p.n_stages = MAX_STAGES;
+    p.n_stages = (MEMORY - MP_FEW_ALIGN - BEHIND) / (p.depth * panel);
+    if (p.n_stages > MP_FEW_STAGES) p.n_stages = MP_FEW_STAGES;
     return p;
 }
 
 template <int ROWS>
-static cudaError_t run(const mp_cu_few *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows, mp_cu_out kind,
+static cudaError_t run(const mp_cu_few_rows *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows, mp_cu_out kind,
                        mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
     CUtensorMap wm, xm;
     params p = plan_for(f->n_sm, ROWS, n_out, n_in);
     p.n_out = n_out, p.n_rows = n_rows, p.kind = kind;
     p.w_scales = w.scales, p.x_scales = x.scales, p.out = out;
-    if (!make_map(f->describe, w.data, n_out, n_in, p.width, &wm) ||
-        !make_map(f->describe, x.data, n_rows, n_in, ROWS, &xm)) {
+    if (!mp_few_map(f, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, w.data, n_out, n_in, p.width, &wm) ||
+        !mp_few_map(f, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, x.data, n_rows, n_in, ROWS, &xm)) {
         return cudaErrorInvalidValue;
     }
-    uint32_t threads = round_up(p.width, GROUP_OUTPUTS) / GROUP_OUTPUTS * 128 + 32;
-    size_t memory = ALIGN + p.n_stages * p.depth * (p.width + ROWS) * PANEL + BEHIND;
+    uint32_t threads = mp_few_threads(p.width);
+    size_t memory = MP_FEW_ALIGN + p.n_stages * p.depth * (p.width + ROWS) * PANEL + BEHIND;
     return mp_launch_early(few_rows<ROWS>, (n_out + p.width - 1) / p.width, threads, memory, stream, wm, xm, p);
 }
 
 } // namespace
 
-void mp_cu_few_open(uint32_t n_sm, mp_cu_few *out) {
-    void *found = NULL;
-    cudaDriverEntryPointQueryResult result;
-    *out = { NULL, n_sm };
-    bool ok = open_kernel<8>() == cudaSuccess && open_kernel<16>() == cudaSuccess && open_kernel<32>() == cudaSuccess &&
-              open_kernel<64>() == cudaSuccess &&
-              cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) ==
-                  cudaSuccess;
-    if (ok && result == cudaDriverEntryPointSuccess) {
-        out->describe = found;
-    } else {
-        cudaGetLastError(); /* not this device's fault */
-    }
+cudaError_t mp_cu_few_rows_e4m3_open(void) {
+    cudaError_t e = open_kernel<8>();
+    if (e == cudaSuccess) e = open_kernel<16>();
+    if (e == cudaSuccess) e = open_kernel<32>();
+    return e == cudaSuccess ? open_kernel<64>() : e;
 }
 
-cudaError_t mp_cu_few_run(const mp_cu_few *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows, mp_cu_out kind,
-                          mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
-    if (n_rows == 0 || n_rows > MP_CU_FEW_ROWS) return cudaErrorInvalidValue;
+cudaError_t mp_cu_few_rows_e4m3_run(const mp_cu_few_rows *f, uint32_t n_out, uint32_t n_in, uint32_t n_rows,
+                                    mp_cu_out kind, mp_cu_matrix x, mp_cu_matrix w, void *out, cudaStream_t stream) {
+    if (n_rows == 0 || n_rows > MP_CU_FEW_ROWS_MAX) return cudaErrorInvalidValue;
     auto with = n_rows <= 8 ? run<8> : n_rows <= 16 ? run<16> : n_rows <= 32 ? run<32> : run<64>;
     return with(f, n_out, n_in, n_rows, kind, x, w, out, stream);
 }

@@ -11,18 +11,13 @@
 #include <cuda_bf16.h>
 
 #include "backend/cuda/few_rows.cuh"
-#include "backend/cuda/few_rows.h"
 
 namespace {
 
 enum {
     PANEL = 64,         /* k */
     PANEL_BYTES = 128,  /* of a row */
-    GROUP_OUTPUTS = 64, /* of a warpgroup */
-    MAX_WIDTH = 256,
-    MAX_STAGES = 32,
-    BEHIND = (GROUP_OUTPUTS - 8) * PANEL_BYTES, /* bytes that may be read behind the last tile */
-    ALIGN = 1024,
+    BEHIND = (MP_FEW_GROUP - 8) * PANEL_BYTES, /* bytes that may be read behind the last tile */
     MAX_MEMORY = 232448,
     MAX_DEPTH = 16,
 };
@@ -34,11 +29,7 @@ struct params {
     void *out;
 };
 
-struct barriers {
-    uint64_t full[MAX_STAGES], empty[MAX_STAGES];
-};
-
-enum { FIXED_MEMORY = sizeof(barriers) + ALIGN + BEHIND };
+enum { FIXED_MEMORY = sizeof(mp_few_barriers) + MP_FEW_ALIGN + BEHIND };
 
 MP_FEW_MULTIPLIES("k16.f32.bf16.bf16", ", 0, 0")
 
@@ -192,63 +183,49 @@ template <int ROWS, bool ADD>
 __global__ void __launch_bounds__(4 * 128 + 32, 1)
     few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
     extern __shared__ uint8_t memory[];
-    __shared__ barriers b;
-    ring r = { (mp_shared(memory) + ALIGN - 1) / ALIGN * ALIGN, mp_shared(b.full), mp_shared(b.empty) };
+    __shared__ mp_few_barriers b;
+    ring r = { (mp_shared(memory) + MP_FEW_ALIGN - 1) / MP_FEW_ALIGN * MP_FEW_ALIGN, mp_shared(b.full), mp_shared(b.empty) };
     uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < p.n_stages; i++) {
-            mp_barrier_init(r.full + i * 8, 1);
-            mp_barrier_init(r.empty + i * 8, groups * 4);
-        }
-        mp_fence_async();
-    }
+    if (threadIdx.x == 0) mp_few_open_barriers(r.full, r.empty, p.n_stages, groups);
     __syncthreads();
     if (warp < groups * 4) {
-        multiply_stages<ROWS, ADD>(p, r, warp / 4 * GROUP_OUTPUTS);
+        multiply_stages<ROWS, ADD>(p, r, warp / 4 * MP_FEW_GROUP);
     } else if (threadIdx.x % 32 == 0) {
         copy_stages<ROWS>(p, &w, &x, r);
     }
 }
 
-static uint32_t round_up(uint32_t x, uint32_t to) {
-    return (x + to - 1) / to * to;
-}
-
 template <int ROWS> cudaError_t open_kernels(void) {
-    const int most = MAX_MEMORY - (int)sizeof(barriers);
+    const int most = MAX_MEMORY - (int)sizeof(mp_few_barriers);
     cudaError_t e = cudaFuncSetAttribute(few_rows<ROWS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     return e != cudaSuccess
                ? e
                : cudaFuncSetAttribute(few_rows<ROWS, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 
-static bool make_map(void *describe, const mp_bf16 *from, uint32_t n_rows, uint32_t n_in, uint32_t box_rows,
-              CUtensorMap *map) {
-    const cuuint64_t size[] = { n_in, n_rows }, stride[] = { (cuuint64_t)n_in * sizeof(mp_bf16) };
-    const cuuint32_t box[] = { PANEL, box_rows }, step[] = { 1, 1 };
-    auto encode = (decltype(&cuTensorMapEncodeTiled))describe;
-    return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)from, size, stride, box, step,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 template <int ROWS>
 cudaError_t launch(const mp_cu_few_plan *plan, mp_cu_out kind, const CUtensorMap &w, const CUtensorMap &x,
                    const params &p, cudaStream_t stream) {
-    uint32_t threads = round_up(plan->width, GROUP_OUTPUTS) / GROUP_OUTPUTS * 128 + 32;
-    size_t memory = ALIGN + plan->stages * plan->depth * (plan->width + ROWS) * PANEL_BYTES + BEHIND;
+    uint32_t threads = mp_few_threads(plan->width);
+    size_t memory = MP_FEW_ALIGN + plan->stages * plan->depth * (plan->width + ROWS) * PANEL_BYTES + BEHIND;
     auto kernel = kind == MP_CU_OUT_ADD_F32 ? few_rows<ROWS, true> : few_rows<ROWS, false>;
     return mp_launch_early(kernel, plan->blocks, threads, memory, stream, w, x, p);
 }
 
 } // namespace
 
+cudaError_t mp_cu_few_rows_bf16_open(void) {
+    cudaError_t e = open_kernels<8>();
+    if (e == cudaSuccess) e = open_kernels<16>();
+    if (e == cudaSuccess) e = open_kernels<32>();
+    return e == cudaSuccess ? open_kernels<64>() : e;
+}
+
 void mp_cu_few_rows_open(uint32_t n_sm, mp_cu_few_rows *out) {
     void *found = NULL;
     cudaDriverEntryPointQueryResult result;
     *out = { NULL, n_sm };
-    bool ok = open_kernels<8>() == cudaSuccess && open_kernels<16>() == cudaSuccess &&
-              open_kernels<32>() == cudaSuccess && open_kernels<64>() == cudaSuccess &&
+    bool ok = mp_cu_few_rows_bf16_open() == cudaSuccess && mp_cu_few_rows_e4m3_open() == cudaSuccess &&
               cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) ==
                   cudaSuccess;
     if (ok && result == cudaDriverEntryPointSuccess) {
@@ -266,8 +243,8 @@ mp_cu_few_plan mp_cu_few_rows_plan(const mp_cu_few_rows *f, uint32_t n_out, uint
     p.rows = n_rows <= 8 ? 8 : n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : 64;
     do {
         p.passes++;
-        p.width = round_up((n_out + f->n_sm * p.passes - 1) / (f->n_sm * p.passes), 8);
-    } while (p.width > MAX_WIDTH);
+        p.width = mp_few_round_up((n_out + f->n_sm * p.passes - 1) / (f->n_sm * p.passes), 8);
+    } while (p.width > MP_FEW_WIDTH);
     uint32_t tiles = (n_out + p.width - 1) / p.width, panel = (p.width + p.rows) * PANEL_BYTES;
     p.blocks = (tiles + p.passes - 1) / p.passes;
     p.depth = (stage + panel / 2) / panel;
@@ -275,7 +252,7 @@ mp_cu_few_plan mp_cu_few_rows_plan(const mp_cu_few_rows *f, uint32_t n_out, uint
     if (p.depth > MAX_DEPTH) p.depth = MAX_DEPTH;
     if (p.depth > panels) p.depth = panels;
     p.stages = (MAX_MEMORY - FIXED_MEMORY) / (p.depth * panel);
-    if (p.stages > MAX_STAGES) p.stages = MAX_STAGES;
+    if (p.stages > MP_FEW_STAGES) p.stages = MP_FEW_STAGES;
     return p;
 }
 
@@ -283,8 +260,9 @@ cudaError_t mp_cu_few_rows_run(const mp_cu_few_rows *f, const mp_cu_few_plan *pl
                                uint32_t n_rows, mp_cu_out kind, const mp_bf16 *x, const mp_bf16 *w, void *out,
                                cudaStream_t stream) {
     CUtensorMap wm, xm;
-    if (n_rows == 0 || n_rows > plan->rows || !make_map(f->describe, w, n_out, n_in, plan->width, &wm) ||
-        !make_map(f->describe, x, n_rows, n_in, plan->rows, &xm)) {
+    if (n_rows == 0 || n_rows > plan->rows ||
+        !mp_few_map(f, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, sizeof(mp_bf16), w, n_out, n_in, plan->width, &wm) ||
+        !mp_few_map(f, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, sizeof(mp_bf16), x, n_rows, n_in, plan->rows, &xm)) {
         return cudaErrorInvalidValue;
     }
     const params p = { n_out,       n_rows,       (n_in + PANEL - 1) / PANEL, plan->width, plan->passes,

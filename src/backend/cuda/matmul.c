@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "backend/cuda/few_rows.h"
-#include "backend/cuda/few_rows_e4m3.h"
 #include "base/hash.h"
 #include "base/mem.h"
 
@@ -56,7 +55,6 @@ typedef struct product {
 struct mp_cu_matmul {
     mp_cu_device *device;
     cublasLtHandle_t handle;
-    mp_cu_few few; /* e4m3 */
     mp_cu_few_rows few_rows;
     void *workspace;
     bool same_bits;
@@ -135,7 +133,8 @@ static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, mp_cu
 static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, mp_cu_matrix x,
                      mp_cu_matrix w, void *out, cudaStream_t stream) {
     if (algo->own && s->e4m3) {
-        return CUDA_TRY(m->device, mp_cu_few_run(&m->few, s->n_out, s->n_in, rows, s->out, x, w, out, stream));
+        return CUDA_TRY(m->device, mp_cu_few_rows_e4m3_run(&m->few_rows, s->n_out, s->n_in, rows, s->out, x, w, out,
+                                                           stream));
     }
     if (algo->own) {
         return CUDA_TRY(m->device, mp_cu_few_rows_run(&m->few_rows, &algo->plan, s->n_out, s->n_in, rows, s->out,
@@ -309,7 +308,7 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
 /* Adds our own kernel: for e4m3, or for bf16 with stages of several sizes. */
 static void add_own(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, bucket *b) {
     if (s->library_only) return;
-    if (s->e4m3 && m->few.describe && rows <= MP_CU_FEW_ROWS) add_candidate(b, &(algorithm){ .own = true });
+    if (s->e4m3 && m->few_rows.describe && rows <= MP_CU_FEW_ROWS_MAX) add_candidate(b, &(algorithm){ .own = true });
     for (uint32_t stage = 16384; stage <= 65536 && !s->e4m3; stage += stage / 2) {
         algorithm a = { .own = true, .plan = mp_cu_few_rows_plan(&m->few_rows, s->n_out, s->n_in, rows, stage) };
         if (a.plan.rows) add_candidate(b, &a);
@@ -318,7 +317,7 @@ static void add_own(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, bucket
 
 /* Whether an algorithm, found for another number of rows, can do this one. */
 static bool can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, const scratch *t) {
-    if (algo->own) return rows <= (s->e4m3 ? MP_CU_FEW_ROWS : algo->plan.rows);
+    if (algo->own) return rows <= (s->e4m3 ? MP_CU_FEW_ROWS_MAX : algo->plan.rows);
     cublasLtMatmulHeuristicResult_t result;
     call c;
     if (!describe(m->device, s, rows, t->in, s->weights[0], &c)) return false;
@@ -603,7 +602,6 @@ mepic_status mp_cu_matmul_open(mp_cu_device *device, const mp_cu_shape *shapes, 
         status = mp_cu_status(device, err);
         goto fail;
     }
-    if (mp_cu_matmul_has_e4m3(device)) mp_cu_few_open(device->n_sm, &m->few);
     if (device->arch == 90) mp_cu_few_rows_open(device->n_sm, &m->few_rows);
     if ((status = mp_cu_take(device, WORKSPACE, "products' workspace", &m->workspace, err)) != MEPIC_OK) goto fail;
     if ((status = open_scratch(device, shapes, n_shapes, &t, err)) != MEPIC_OK) goto fail;

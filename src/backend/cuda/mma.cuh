@@ -1,5 +1,5 @@
-/* Instructions of every GPU since sm_80 as functions: addresses of shared memory, asynchronous copies, products of a
- * warp. */
+/* Instructions of every GPU since sm_80 as functions: addresses of shared memory, asynchronous copies, loads and
+ * products of a warp. */
 #ifndef MEPIC_BACKEND_CUDA_MMA_CUH
 #define MEPIC_BACKEND_CUDA_MMA_CUH
 
@@ -22,6 +22,20 @@ static __device__ __forceinline__ void mp_copy_commit(void) {
 /* All but the last n groups of this thread have arrived. */
 template <int n> static __device__ __forceinline__ void mp_copy_wait(void) {
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
+/* Four matrices of 8 x 8: lanes 8 i .. 8 i + 7 give the rows of the i-th, a lane gets two neighbours of row lane / 4 of
+ * each; or, turned, of column lane / 4. */
+static __device__ __forceinline__ void mp_load4(uint32_t r[4], uint32_t at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
+static __device__ __forceinline__ void mp_load4_turned(uint32_t r[4], uint32_t at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
 }
 
 /* d += a b, 16x8x16: rows lane / 4 and lane / 4 + 8 of d, columns lane % 4 * 2 and the next. */
