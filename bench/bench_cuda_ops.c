@@ -388,7 +388,7 @@ static mp_cu_matrix rows_to(bench *b, const op *o, uint32_t i) {
 
 static bool run_norm(bench *b, const op *o, uint32_t i) {
     return TRY(b, mp_cu_norm(o->rows, NULL, NULL, in_of(b, o, i), (const float *)(void *)b->data, 1e-5f,
-                             o->model->n_embd, rows_to(b, o, i), b->device.stream));
+                             o->model->n_embd, rows_to(b, o, i), b->device.code, b->device.stream));
 }
 
 static bool run_quantize(bench *b, const op *o, uint32_t i) {
@@ -396,7 +396,8 @@ static bool run_quantize(bench *b, const op *o, uint32_t i) {
 }
 
 static bool run_swiglu(bench *b, const op *o, uint32_t i) {
-    return TRY(b, mp_cu_swiglu(o->rows, in_of(b, o, i), o->model->n_ff, rows_to(b, o, i), b->device.stream));
+    return TRY(
+        b, mp_cu_swiglu(o->rows, in_of(b, o, i), o->model->n_ff, rows_to(b, o, i), b->device.code, b->device.stream));
 }
 
 static bool run_store(bench *b, const op *o, uint32_t i) {

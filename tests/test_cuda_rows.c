@@ -11,12 +11,14 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
 #include "model/dtype.h"
+#include "support/cuda_world.h"
 #include "support/e4m3.h"
 #include "support/gpu.h"
 #include "support/random.h"
 #include "tools/quantize.h"
 
 static rng random_numbers;
+static uint32_t code; /* mp_cu_device.code */
 
 static float real(float low, float high) {
     return low + (high - low) * (float)(rng_next(&random_numbers) >> 40) / (float)(1 << 24);
@@ -214,10 +216,10 @@ static void norm_of_width(uint32_t n_embd) {
     float *dx = gpu_put(x, ROWS * row * sizeof *x), *dw = gpu_put(weight, row * sizeof *weight);
     uint32_t *d_taken = gpu_put(taken, sizeof taken), *d_real = gpu_put(&real_rows, sizeof real_rows);
     mp_bf16 *all = gpu_new(ROWS * row * 2, 0xff), *some = gpu_new(TAKEN * row * 2, 0xff);
-    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, (mp_cu_matrix){ all, NULL }, NULL));
-    GPU_DONE(mp_cu_norm(TAKEN, d_taken, d_real, dx, dw, eps, n_embd, (mp_cu_matrix){ some, NULL }, NULL));
+    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, (mp_cu_matrix){ all, NULL }, code, NULL));
+    GPU_DONE(mp_cu_norm(TAKEN, d_taken, d_real, dx, dw, eps, n_embd, (mp_cu_matrix){ some, NULL }, code, NULL));
     mp_cu_matrix codes = new_codes(ROWS, row);
-    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, codes, NULL));
+    GPU_DONE(mp_cu_norm(ROWS, NULL, NULL, dx, dw, eps, n_embd, codes, code, NULL));
     check_codes(codes, all, ROWS, row, "norm");
     free_codes(codes);
     uint16_t *got = gpu_get(all, ROWS * row * 2), *got_some = gpu_get(some, TAKEN * row * 2);
@@ -260,10 +262,10 @@ static void swiglu(void **state) {
         gu[1] = mp_f32_to_bf16(3e38f), gu[n_ff + 1] = mp_f32_to_bf16(0.5f);
         mp_bf16 *from = gpu_put(gu, ROWS * 2 * n_ff * 2), *to = gpu_new((ROWS + 1) * n_ff * 2, 0xff);
         mp_bf16 *alone = gpu_new(n_ff * 2, 0xff);
-        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, (mp_cu_matrix){ to, NULL }, NULL));
-        GPU_DONE(mp_cu_swiglu(1, from + 4 * 2 * n_ff, (uint32_t)n_ff, (mp_cu_matrix){ alone, NULL }, NULL));
+        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, (mp_cu_matrix){ to, NULL }, code, NULL));
+        GPU_DONE(mp_cu_swiglu(1, from + 4 * 2 * n_ff, (uint32_t)n_ff, (mp_cu_matrix){ alone, NULL }, code, NULL));
         mp_cu_matrix codes = new_codes(ROWS, n_ff);
-        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, codes, NULL));
+        GPU_DONE(mp_cu_swiglu(ROWS, from, (uint32_t)n_ff, codes, code, NULL));
         check_codes(codes, to, ROWS, n_ff, "swiglu");
         free_codes(codes);
         uint16_t *got = gpu_get(to, (ROWS + 1) * n_ff * 2), *got_alone = gpu_get(alone, n_ff * 2);
@@ -568,6 +570,7 @@ static void zero_pages(void **state) {
 
 int main(void) {
     if (mp_cu_device_count() == 0) return 77;
+    (void)cuda_world_device(&code); /* without code for the device every test says so */
     random_numbers = rng_open(20261124);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dequantize),

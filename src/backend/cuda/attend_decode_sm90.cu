@@ -523,7 +523,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
 
 template <int D> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t units = a->max_items * a->n_kv_heads, blocks = units < a->n_sm ? units : a->n_sm;
-    return mp_launch_early(attend_decode<D>, blocks, THREADS, sizeof(shared<D>), stream, *a);
+    return mp_launch_early(a->arch, attend_decode<D>, blocks, THREADS, sizeof(shared<D>), stream, *a);
 }
 
 template <int D> cudaError_t open_kernel(void) {

@@ -77,7 +77,8 @@ static __global__ void __launch_bounds__(THREADS) attend_fold(const __grid_const
 
 template <int N, int AHEAD> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t threads = a->max_folds * a->n_heads * (a->head_dim / N);
-    return mp_launch_early(attend_fold<N, AHEAD>, (threads + THREADS - 1) / THREADS, THREADS, 0, stream, *a);
+    uint32_t blocks = (threads + THREADS - 1) / THREADS;
+    return mp_launch_early(a->arch, attend_fold<N, AHEAD>, blocks, THREADS, 0, stream, *a);
 }
 
 cudaError_t mp_cu_attend_fold(const mp_cu_attend *a, cudaStream_t stream) {

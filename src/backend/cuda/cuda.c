@@ -500,7 +500,7 @@ static void cuda_norm(mp_backend *b, mp_norm which, uint32_t layer) {
     bool attn = which == MP_NORM_ATTN;
     CUDA_TRY(&c->device,
              mp_cu_norm(c->bucket, NULL, NULL, c->x, attn ? l->attn_norm : l->ffn_norm, c->hp->norm_eps, c->hp->n_embd,
-                        target(c, attn ? PRODUCT_QKV : PRODUCT_GATE_UP, c->h), c->device.stream));
+                        target(c, attn ? PRODUCT_QKV : PRODUCT_GATE_UP, c->h), c->device.code, c->device.stream));
 }
 
 /* out is product p of n_rows rows of x, [rows, n_in], or of their codes. */
@@ -587,8 +587,8 @@ static void cuda_attend(mp_backend *b, uint32_t layer) {
 static void cuda_activate(mp_backend *b) {
     cuda_backend *c = self(b);
     if (!launches(c)) return;
-    CUDA_TRY(&c->device,
-             mp_cu_swiglu(c->bucket, c->gate_up, c->hp->n_ff, target(c, PRODUCT_DOWN, c->g), c->device.stream));
+    CUDA_TRY(&c->device, mp_cu_swiglu(c->bucket, c->gate_up, c->hp->n_ff, target(c, PRODUCT_DOWN, c->g), c->device.code,
+                                      c->device.stream));
 }
 
 /* ---- Logits ------------------------------------------------------------------------------------------------------ */
@@ -601,7 +601,7 @@ static void compute_logits(cuda_backend *c, uint32_t first, uint32_t n) {
     uint32_t n_norms = first == 0 ? bucket : n;
     CUDA_TRY(&c->device, mp_cu_norm(n_norms, work->logit_rows + first, first == 0 ? &work->counts->n_logits : NULL,
                                     c->x, c->weights.output_norm, c->hp->norm_eps, c->hp->n_embd,
-                                    (mp_cu_matrix){ c->h, NULL }, c->device.stream));
+                                    (mp_cu_matrix){ c->h, NULL }, c->device.code, c->device.stream));
     multiply(c, PRODUCT_LOGITS, bucket, c->h, c->hp->n_embd, (mp_cu_matrix){ c->weights.output, NULL }, c->logits);
     c->first_logits = first;
     c->n_logits = n;

@@ -23,13 +23,10 @@ static __device__ __forceinline__ void mp_let_next_begin(void) {
 #endif
 }
 
-/* Early where the code that runs on this device was compiled with the above. */
+/* Early where the code that runs on this device (code: mp_cu_device.code) was compiled with the above. */
 template <typename... Params, typename... Args>
-static cudaError_t mp_launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads, size_t shared,
-                                   cudaStream_t stream, Args... args) {
-    cudaFuncAttributes code;
-    cudaError_t error = cudaFuncGetAttributes(&code, kernel);
-    if (error != cudaSuccess) return error;
+static cudaError_t mp_launch_early(uint32_t code, void (*kernel)(Params...), dim3 grid, uint32_t threads,
+                                   size_t shared, cudaStream_t stream, Args... args) {
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
@@ -39,7 +36,7 @@ static cudaError_t mp_launch_early(void (*kernel)(Params...), dim3 grid, uint32_
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &early;
-    config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
+    config.numAttrs = code >= 90 ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, args...);
 }
 

@@ -15,6 +15,7 @@ enum {
     MP_FEW_WIDTH = 256, /* of a tile, at most */
     MP_FEW_STAGES = 32,
     MP_FEW_ALIGN = 1024,
+    MP_FEW_CODE = 90, /* these kernels exist for 9.0 alone */
 };
 
 /* Of the stages of the ring. */

@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(4 * 128 + 32, 1)
     few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
     extern __shared__ uint8_t memory[];
     __shared__ mp_few_barriers b;
-    ring<ROWS> r = { (mp_shared(memory) + MP_FEW_ALIGN - 1) / MP_FEW_ALIGN * MP_FEW_ALIGN, mp_shared(b.full),
-                     mp_shared(b.empty) };
+    uint32_t from = (mp_shared(memory) + MP_FEW_ALIGN - 1) / MP_FEW_ALIGN * MP_FEW_ALIGN;
+    ring<ROWS> r = { from, mp_shared(b.full), mp_shared(b.empty) };
     uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (threadIdx.x == 0) mp_few_open_barriers(r.full, r.empty, p.n_stages, groups);
     __syncthreads();
@@ -203,7 +203,8 @@ static cudaError_t run(const mp_cu_few_rows *f, uint32_t n_out, uint32_t n_in, u
     }
     uint32_t threads = mp_few_threads(p.width);
     size_t memory = MP_FEW_ALIGN + p.n_stages * p.depth * (p.width + ROWS) * PANEL + BEHIND;
-    return mp_launch_early(few_rows<ROWS>, (n_out + p.width - 1) / p.width, threads, memory, stream, wm, xm, p);
+    uint32_t blocks = (n_out + p.width - 1) / p.width;
+    return mp_launch_early(MP_FEW_CODE, few_rows<ROWS>, blocks, threads, memory, stream, wm, xm, p);
 }
 
 } // namespace

@@ -184,7 +184,8 @@ __global__ void __launch_bounds__(4 * 128 + 32, 1)
     few_rows(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x, const params p) {
     extern __shared__ uint8_t memory[];
     __shared__ mp_few_barriers b;
-    ring r = { (mp_shared(memory) + MP_FEW_ALIGN - 1) / MP_FEW_ALIGN * MP_FEW_ALIGN, mp_shared(b.full), mp_shared(b.empty) };
+    uint32_t from = (mp_shared(memory) + MP_FEW_ALIGN - 1) / MP_FEW_ALIGN * MP_FEW_ALIGN;
+    ring r = { from, mp_shared(b.full), mp_shared(b.empty) };
     uint32_t groups = blockDim.x / 128, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (threadIdx.x == 0) mp_few_open_barriers(r.full, r.empty, p.n_stages, groups);
     __syncthreads();
@@ -209,7 +210,7 @@ cudaError_t launch(const mp_cu_few_plan *plan, mp_cu_out kind, const CUtensorMap
     uint32_t threads = mp_few_threads(plan->width);
     size_t memory = MP_FEW_ALIGN + plan->stages * plan->depth * (plan->width + ROWS) * PANEL_BYTES + BEHIND;
     auto kernel = kind == MP_CU_OUT_ADD_F32 ? few_rows<ROWS, true> : few_rows<ROWS, false>;
-    return mp_launch_early(kernel, plan->blocks, threads, memory, stream, w, x, p);
+    return mp_launch_early(MP_FEW_CODE, kernel, plan->blocks, threads, memory, stream, w, x, p);
 }
 
 } // namespace

@@ -172,9 +172,11 @@ cudaError_t mp_cu_kernels_arch(uint32_t *arch);
 /* x[r] = embedding of the row's token; sampled [sequences], table bf16 [n_vocab, n_embd], x fp32. */
 cudaError_t mp_cu_embed(const mp_cu_work *work, uint32_t n_rows, const int32_t *sampled, const mp_bf16 *table,
                         uint32_t n_embd, float *x, cudaStream_t stream);
-/* h = x / rms(x) * weight. rows: NULL, or the step rows to take (logit_rows): h[i] = norm(x[rows[i]]). */
+/* h = x / rms(x) * weight. rows: NULL, or the step rows to take (logit_rows): h[i] = norm(x[rows[i]]). code:
+ * mp_cu_device.code, by which a launch may be early. */
 cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
-                       const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, cudaStream_t stream);
+                       const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, uint32_t code,
+                       cudaStream_t stream);
 
 typedef struct mp_cu_store {
     uint32_t head_dim, n_heads, n_kv_heads, page_size;
@@ -193,7 +195,8 @@ typedef struct mp_cu_store {
 cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t stream);
 
 /* g[r, i] = silu(gu[r, i]) * gu[r, n_ff + i]; gu bf16 [rows, 2 n_ff], g [rows, n_ff]. */
-cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, cudaStream_t stream);
+cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, uint32_t code,
+                         cudaStream_t stream);
 /* x bf16 [rows, n] in e4m3: a row's scale is its largest magnitude / 448 (of 1e-30 at least), codes are to nearest
  * even. Where norm and swiglu write codes they are those of their bf16 results. n a multiple of 8, at most
  * MP_CU_MAX_QUANTIZED. */

@@ -133,8 +133,8 @@ static bool describe(mp_cu_device *d, const mp_cu_shape *s, uint32_t rows, mp_cu
 static bool multiply(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, mp_cu_matrix x,
                      mp_cu_matrix w, void *out, cudaStream_t stream) {
     if (algo->own && s->e4m3) {
-        return CUDA_TRY(m->device, mp_cu_few_rows_e4m3_run(&m->few_rows, s->n_out, s->n_in, rows, s->out, x, w, out,
-                                                           stream));
+        return CUDA_TRY(m->device,
+                        mp_cu_few_rows_e4m3_run(&m->few_rows, s->n_out, s->n_in, rows, s->out, x, w, out, stream));
     }
     if (algo->own) {
         return CUDA_TRY(m->device, mp_cu_few_rows_run(&m->few_rows, &algo->plan, s->n_out, s->n_in, rows, s->out,

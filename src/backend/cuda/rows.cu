@@ -184,14 +184,15 @@ static __global__ void __launch_bounds__(1024)
 }
 
 cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_real, const float *x,
-                       const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, cudaStream_t stream) {
+                       const float *weight, float eps, uint32_t n_embd, mp_cu_matrix h, uint32_t code,
+                       cudaStream_t stream) {
     if (n_rows == 0) return cudaSuccess;
     uint32_t n_units = n_embd / UNIT;
     if (n_embd % UNIT || n_units > 4 * 1024) return cudaErrorInvalidValue;
     uint32_t n = n_units <= 1024 ? 1 : 4;
     auto kernel = n == 1 ? norm<1, false> : norm<4, false>;
     if (h.scales) kernel = n == 1 ? norm<1, true> : norm<4, true>;
-    return mp_launch_early(kernel, n_rows, threads_for(n_units, n), 0, stream, rows, n_real, (const float4 *)x,
+    return mp_launch_early(code, kernel, n_rows, threads_for(n_units, n), 0, stream, rows, n_real, (const float4 *)x,
                            (const float4 *)weight, eps, n_units, h);
 }
 
@@ -388,13 +389,14 @@ cudaError_t mp_cu_quantize(uint32_t n_rows, const mp_bf16 *x, uint32_t n, mp_cu_
     return quantize_rows<false>(n_rows, x, n, out, stream);
 }
 
-cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, cudaStream_t stream) {
+cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_cu_matrix g, uint32_t code,
+                         cudaStream_t stream) {
     if (n_rows == 0) return cudaSuccess;
     if (g.scales) return quantize_rows<true>(n_rows, gu, n_ff, g, stream);
     uint32_t n_units = n_ff / UNIT, blocks_a_row = (n_units + 127) / 128;
     if (n_ff % UNIT || !fits_grid((size_t)blocks_a_row * n_rows)) return cudaErrorInvalidValue;
-    return mp_launch_early(swiglu, blocks_a_row * n_rows, 128, 0, stream, (const uint4 *)gu, n_units, blocks_a_row,
-                           (uint4 *)g.data);
+    return mp_launch_early(code, swiglu, blocks_a_row * n_rows, 128, 0, stream, (const uint4 *)gu, n_units,
+                           blocks_a_row, (uint4 *)g.data);
 }
 
 /* All blocks walk over all pages: how many there are is not known when the grid is. */
