@@ -516,23 +516,34 @@ static void test_pages(void **state) {
     close_model(&f);
 }
 
+/* A backend in a step of one row. */
+static void begin_row(fixture *f, const mp_synth_spec *spec, mepic_kv_type type) {
+    open_model(f, spec, type);
+    open_backend(f, NULL, 1);
+    set_step(f, 0, 1);
+    f->ops->step_begin(f->b, &f->step);
+}
+
+/* The row is stored with this v; its page. */
+static uint8_t *store_value(fixture *f, const float *v) {
+    f->ops->act_write(f->b, MP_ACT_V, 0, 1, v);
+    f->ops->store(f->b, 0);
+    uint8_t *page = mp_alloc(f->ops->page_bytes(f->b));
+    f->ops->page_read(f->b, f->rows[0].page, page);
+    return page;
+}
+
 /* Stored values stay finite whatever a layer produces. */
 static void test_store_saturates(void **state) {
     (void)state;
     mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
     for (uint32_t type = MEPIC_KV_F16; type <= MEPIC_KV_F32; type++) {
         fixture f;
-        open_model(&f, &spec, (mepic_kv_type)type);
-        open_backend(&f, NULL, 1);
-        set_step(&f, 0, 1);
-        f.ops->step_begin(f.b, &f.step);
+        begin_row(&f, &spec, (mepic_kv_type)type);
         float *v = put(&f, MP_ACT_V, 1.0f);
         v[0] = INFINITY;
         v[1] = -3.4e38f;
-        f.ops->act_write(f.b, MP_ACT_V, 0, 1, v);
-        f.ops->store(f.b, 0);
-        uint8_t *page = mp_alloc(f.ops->page_bytes(f.b));
-        f.ops->page_read(f.b, f.rows[0].page, page);
+        uint8_t *page = store_value(&f, v);
         double top = page_value(&f, page, 0, 0, 0, 0, true), bottom = page_value(&f, page, 0, 0, 0, 1, true);
         assert_true(isfinite(top) && top >= 65504.0 && isfinite(bottom) && bottom <= -65504.0);
         mp_free(page);
@@ -548,17 +559,11 @@ static void test_store_keeps_nan_in_the_key(void **state) {
     mp_synth_spec spec = mp_synth_tiny(MP_ARCH_LLAMA);
     for (uint32_t type = MEPIC_KV_F16; type <= MEPIC_KV_F32; type++) {
         fixture f;
-        open_model(&f, &spec, (mepic_kv_type)type);
-        open_backend(&f, NULL, 1);
-        set_step(&f, 0, 1);
-        f.ops->step_begin(f.b, &f.step);
+        begin_row(&f, &spec, (mepic_kv_type)type);
         float *k = put(&f, MP_ACT_K, 1.0f), *v = put(&f, MP_ACT_V, 1.0f);
         uint32_t head_dim = spec.hp.head_dim;
         v[head_dim + 3] = NAN; /* of the second kv head */
-        f.ops->act_write(f.b, MP_ACT_V, 0, 1, v);
-        f.ops->store(f.b, 0);
-        uint8_t *page = mp_alloc(f.ops->page_bytes(f.b));
-        f.ops->page_read(f.b, f.rows[0].page, page);
+        uint8_t *page = store_value(&f, v);
         for (uint32_t d = 0; d < head_dim; d++) {
             assert_true(isfinite(page_value(&f, page, 0, 0, 0, d, false)));
             assert_true(isnan(page_value(&f, page, 0, 1, 0, d, false)));

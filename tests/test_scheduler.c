@@ -264,9 +264,7 @@ static void pages_referenced_are_the_count_on_paper(void **state) {
 static void the_head_is_overtaken_at_most_eight_times(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 64);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 64);
     static prompt p;
     p = (prompt){ 0 };
     put_new(&p, MEPIC_TEXT, 1, 330); /* 21 pages */
@@ -411,9 +409,7 @@ static void versions_of_a_document_are_computed_once_as_far_as_they_agree(void *
 static void a_chunk_inside_a_longer_one_outlives_it(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 96);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 96);
     static prompt p;
     const uint32_t lengths[] = { 64, 128, 64, 64 }; /* the short one is asked for again: it is worth more */
     for (uint32_t i = 0; i < 4; i++) {
@@ -441,9 +437,7 @@ static void a_chunk_inside_a_longer_one_outlives_it(void **state) {
 static void admission_leaves_room_for_a_reply(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 40);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 40);
     static prompt p;
     p = (prompt){ 0 };
     put_new(&p, MEPIC_TEXT, 1, 20 * PAGE);

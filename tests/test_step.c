@@ -162,9 +162,7 @@ static void a_step_is_not_empty_where_the_newest_preempts_itself(void **state) {
 static void the_newest_is_preempted_and_comes_back(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 40);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 40);
     static prompt p;
     mp_request *requests[3];
     for (int32_t i = 0; i < 3; i++) {
@@ -202,9 +200,7 @@ static void the_newest_is_preempted_and_comes_back(void **state) {
 static void what_failed_after_its_preemption_leaves_the_cache(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 40);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 40);
     static prompt prompts[2];
     mp_request *requests[2];
     for (int32_t i = 0; i < 2; i++) {
@@ -233,9 +229,7 @@ static void what_failed_after_its_preemption_leaves_the_cache(void **state) {
 static void what_a_preemption_frees_is_not_given_to_the_queue(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 40);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 40);
     static prompt p;
     for (int32_t i = 0; i < 2; i++) {
         p = (prompt){ 0 };
@@ -267,9 +261,7 @@ static void what_a_preemption_frees_is_not_given_to_the_queue(void **state) {
 static void what_was_written_and_is_free_is_spoiled_once(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 40);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 40);
     static prompt p;
     p = (prompt){ 0 };
     put_new(&p, MEPIC_TEXT, 1, 5 * PAGE);
@@ -312,9 +304,7 @@ static void what_was_written_and_is_free_is_spoiled_once(void **state) {
 static void a_step_may_come_before_the_tokens_of_the_last_one(void **state) {
     (void)state;
     bench b = { 0 };
-    mp_scheduler_config config = small(&b, 512);
-    config.n_canonical = 0;
-    open_bench(&config, &b);
+    open_plain(&b, 512);
     static prompt p;
     p = (prompt){ 0 };
     put_new(&p, MEPIC_TEXT, 1, PAGE - 1); /* the first token of the reply fills the page */

@@ -29,6 +29,12 @@ void open_bench(const mp_scheduler_config *config, bench *b) {
     assert_int_equal(mp_scheduler_open(config, &b->s, &b->err), MEPIC_OK);
 }
 
+void open_plain(bench *b, uint32_t n_pages) {
+    mp_scheduler_config config = small(b, n_pages);
+    config.n_canonical = 0;
+    open_bench(&config, b);
+}
+
 void check(bench *b) {
     if (!mp_scheduler_check(b->s, &b->err)) fail_msg("%s", b->err.message);
 }

@@ -16,6 +16,8 @@ typedef struct bench {
 /* Pages of 16, 64 running, 4 jobs, 512 rows a step, a canonical context of 40 tokens. */
 mp_scheduler_config small(bench *b, uint32_t n_pages);
 void open_bench(const mp_scheduler_config *config, bench *b);
+/* Small, without a canonical context. */
+void open_plain(bench *b, uint32_t n_pages);
 void check(bench *b);
 
 /* A prompt under construction. */
