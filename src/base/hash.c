@@ -43,6 +43,13 @@ mp_digest mp_sha256_end(mp_sha256 *sha) {
     return d;
 }
 
+int mp_hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    return -1;
+}
+
 bool mp_digest_equal(const mp_digest *a, const mp_digest *b) {
     return memcmp(a->bytes, b->bytes, sizeof a->bytes) == 0;
 }

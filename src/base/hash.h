@@ -20,6 +20,8 @@ void mp_sha256_update(mp_sha256 *sha, const void *bytes, size_t n);
 mp_digest mp_sha256_end(mp_sha256 *sha);
 
 bool mp_digest_equal(const mp_digest *a, const mp_digest *b);
+/* The value of a hexadecimal digit in either case; -1: it is none. */
+int mp_hex_digit(char c);
 /* The first 8 bytes, for hash tables: SHA-256 output needs no further mixing. */
 uint64_t mp_digest_bucket(const mp_digest *d);
 

@@ -267,10 +267,14 @@ static void take_token(mepic_engine *e, mp_reply *reply, int32_t token, const fl
     }
 }
 
+/* Whether the caller hears of the logits of a row. */
+static bool hears_logits(const mp_reply *reply, bool samples) {
+    return reply->on_logits && (samples || reply->logits_of_prompt);
+}
+
 /* Whether the host looks at logits of a row, and not only to sample from them. */
 static bool looks_at(const mepic_engine *e, const mp_reply *reply, const mp_row *row) {
-    if (reply->on_logits && (row->samples || reply->logits_of_prompt)) return true;
-    return row->samples && (e->options.hash_logits || reply->logprobs);
+    return hears_logits(reply, row->samples) || (row->samples && (e->options.hash_logits || reply->logprobs));
 }
 
 /* Notes which rows' logits somebody waits for, and which replies have started. */
@@ -339,15 +343,16 @@ static mepic_status use_logits(mepic_engine *e, const mp_flight *f, mepic_error 
         mp_reply *reply = find_reply(e, row->id);
         if (!reply) continue; /* it ended by a token of the step before, or was cancelled */
         bool on_host = token == MP_SAMPLE_ON_HOST;
-        const float *logits = on_host || row->looked_at ? e->backend->ops->logits_row(e->backend, i) : NULL;
-        if ((on_host || row->looked_at) && !logits) {
-            return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
+        const float *logits = NULL;
+        if (on_host || row->looked_at) {
+            logits = e->backend->ops->logits_row(e->backend, i);
+            if (!logits) return mp_fail(err, MEPIC_ERR_BROKEN, "the logits of a step cannot be read");
         }
         if (on_host) {
             const mp_sample_row sample = sample_row(f, i, reply);
             token = sample_on_host(e, &sample, logits);
         }
-        if (reply->on_logits && (row->samples || reply->logits_of_prompt)) {
+        if (hears_logits(reply, row->samples)) {
             reply->on_logits(reply->user, row->position, logits, e->model->hp.n_vocab);
         }
         if (!row->samples) continue;

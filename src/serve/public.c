@@ -16,17 +16,10 @@ static int compare(const void *a, const void *b) {
     return memcmp(a, b, sizeof(mp_digest));
 }
 
-static int digit_of(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
-}
-
 /* 64 digits, then the end or a blank. */
 static bool read_digest(const char *text, mp_digest *out) {
     for (size_t i = 0; i < 2 * sizeof out->bytes; i++) {
-        int digit = digit_of(text[i]);
+        int digit = mp_hex_digit(text[i]);
         if (digit < 0) return false;
         out->bytes[i / 2] = (uint8_t)(out->bytes[i / 2] << 4 | digit);
     }

@@ -213,17 +213,10 @@ static mepic_status load_roles(const mp_gguf *gguf, mp_vocab *vocab, mepic_error
 
 /* ---- Bytes of tokens --------------------------------------------------------------------------------------------- */
 
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    return -1;
-}
-
 /* The byte that "<0xHH>" stands for; -1: not of this form. */
 static int parse_byte_token(mp_str text) {
     if (text.len != 6 || memcmp(text.data, "<0x", 3) != 0 || text.data[5] != '>') return -1;
-    int high = hex_digit(text.data[3]), low = hex_digit(text.data[4]);
+    int high = mp_hex_digit(text.data[3]), low = mp_hex_digit(text.data[4]);
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
