@@ -126,8 +126,36 @@ static void a_full_server_listens_again(void **state) {
     mepic_engine_close(engine);
 }
 
+/* Entries in the table of this process. */
+static long descriptors_reserved(void) {
+    FILE *status = fopen("/proc/self/status", "r");
+    char line[256];
+    long n = 0;
+    assert_non_null(status);
+    while (fgets(line, sizeof line, status)) {
+        if (strncmp(line, "FDSize:", 7) == 0) n = strtol(line + 7, NULL, 10);
+    }
+    fclose(status);
+    return n;
+}
+
+/* Both threads stood still while it grew, again and again. Before any test that opens as many. */
+static void the_first_burst_of_connections_finds_room_for_their_descriptors(void **state) {
+    (void)state;
+    const mepic_engine_options options = tiny_options();
+    engine = open_engine(&options);
+    mp_server_options serve = default_options();
+    serve.max_connections = 900; // most systems give 1,024
+    assert_true(descriptors_reserved() < 900);
+    start(&serve);
+    assert_true(descriptors_reserved() >= 900);
+    stop();
+    mepic_engine_close(engine);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_first_burst_of_connections_finds_room_for_their_descriptors),
         cmocka_unit_test(a_full_batch_of_ready_connections_is_served),
         cmocka_unit_test(a_full_server_listens_again),
     };

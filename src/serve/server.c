@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -535,6 +536,17 @@ static mepic_status start_http(mp_server *server, uint32_t i, mepic_error *err) 
     return status;
 }
 
+/* Where the kernel's table of descriptors is full, who takes one makes it twice as large, and in a process of several
+ * threads waits until all cores have noticed: some 20 ms, in which no thread takes a connection. So it gets its size
+ * before the first burst. If the limit of open files is lower, or memory short, it grows later. */
+static void reserve_descriptors(const mp_server *server) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+    uint64_t most = (uint64_t)server->event_fd + server->options.max_connections;
+    int last = fcntl(server->event_fd, F_DUPFD_CLOEXEC, (int)(most < files.rlim_cur ? most : files.rlim_cur - 1));
+    if (last >= 0) close(last);
+}
+
 mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {
     mp_server *server = mp_calloc(1, sizeof *server);
     if (!server) return mp_fail_nomem(err, "the server", sizeof *server);
@@ -549,6 +561,7 @@ mepic_status mp_server_open(const mp_server_options *options, mp_server **out, m
     pthread_cond_init(&server->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
     server->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    reserve_descriptors(server);
     const mp_loop_options loop = { .max_choices = server->options.max_replies,
                                    .max_tokens = server->options.max_tokens,
                                    .n_tenants = options->keys ? mp_keys_count(options->keys) + 1 : 1,
