@@ -77,6 +77,25 @@ static void sha256_of_abc(void **state) {
     mp_sha256_close(sha);
 }
 
+static void a_digest_is_written_and_read_in_hexadecimal(void **state) {
+    (void)state;
+    mp_digest d, back;
+    for (size_t i = 0; i < sizeof d.bytes; i++) d.bytes[i] = (uint8_t)(0x09 + 31 * i);
+    char text[MP_DIGEST_DIGITS + 1], want[MP_DIGEST_DIGITS + 1];
+    mp_digest_write(&d, text);
+    for (size_t i = 0; i < sizeof d.bytes; i++) snprintf(want + 2 * i, 3, "%02x", d.bytes[i]);
+    assert_string_equal(text, want);
+    for (size_t i = 0; i < MP_DIGEST_DIGITS; i++) {
+        char bad[MP_DIGEST_DIGITS + 1];
+        memcpy(bad, text, sizeof bad);
+        bad[i] = i % 2 ? 'g' : 0;
+        assert_false(mp_digest_read(bad, &back));
+        if (text[i] >= 'a') text[i] = (char)(text[i] - 'a' + 'A');
+    }
+    assert_true(mp_digest_read(text, &back));
+    assert_true(mp_digest_equal(&d, &back));
+}
+
 static atomic_uint seen[1000];
 static void mark(void *ctx, uint32_t item, uint32_t thread) {
     assert_true(thread < *(uint32_t *)ctx);
@@ -142,6 +161,7 @@ int main(void) {
         cmocka_unit_test(a_buffer_never_passes_its_limit),
         cmocka_unit_test(injected_failures_are_seen),
         cmocka_unit_test(sha256_of_abc),
+        cmocka_unit_test(a_digest_is_written_and_read_in_hexadecimal),
         cmocka_unit_test(a_loop_runs_every_item_once),
         cmocka_unit_test(a_loop_sees_and_leaves_plain_memory),
     };

@@ -50,6 +50,23 @@ int mp_hex_digit(char c) {
     return -1;
 }
 
+void mp_digest_write(const mp_digest *d, char out[MP_DIGEST_DIGITS + 1]) {
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < MP_DIGEST_DIGITS; i++) out[i] = digits[d->bytes[i / 2] >> (i % 2 ? 0 : 4) & 15];
+    out[MP_DIGEST_DIGITS] = 0;
+}
+
+bool mp_digest_read(const char *text, mp_digest *out) {
+    mp_digest d = { { 0 } };
+    for (size_t i = 0; i < MP_DIGEST_DIGITS; i++) {
+        int digit = mp_hex_digit(text[i]);
+        if (digit < 0) return false;
+        d.bytes[i / 2] = (uint8_t)(d.bytes[i / 2] << 4 | digit);
+    }
+    *out = d;
+    return true;
+}
+
 bool mp_digest_equal(const mp_digest *a, const mp_digest *b) {
     return memcmp(a->bytes, b->bytes, sizeof a->bytes) == 0;
 }

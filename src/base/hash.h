@@ -22,6 +22,11 @@ mp_digest mp_sha256_end(mp_sha256 *sha);
 bool mp_digest_equal(const mp_digest *a, const mp_digest *b);
 /* The value of a hexadecimal digit in either case; -1: it is none. */
 int mp_hex_digit(char c);
+enum { MP_DIGEST_DIGITS = 64 };
+/* In hexadecimal. */
+void mp_digest_write(const mp_digest *d, char out[MP_DIGEST_DIGITS + 1]);
+/* Of the first 64 characters; false: one of them is no digit, and none behind it is looked at. */
+bool mp_digest_read(const char *text, mp_digest *out);
 /* The first 8 bytes, for hash tables: SHA-256 output needs no further mixing. */
 uint64_t mp_digest_bucket(const mp_digest *d);
 

@@ -106,11 +106,9 @@ mepic_status mp_canonical_file_open(mp_canonical_file *f, const char *dir, const
     mp_sha256_update(f->sha, model->bytes, sizeof model->bytes);
     mp_sha256_update(f->sha, tokens, n_tokens * sizeof *tokens);
     f->key = mp_sha256_end(f->sha);
-    int at = snprintf(f->path, path_cap, "%s/canonical-", dir);
-    for (int i = 0; i < 16; i++) {
-        at += snprintf(f->path + at, path_cap - (size_t)at, "%02x", f->key.bytes[i]);
-    }
-    snprintf(f->path + at, path_cap - (size_t)at, ".kv");
+    char key[MP_DIGEST_DIGITS + 1];
+    mp_digest_write(&f->key, key);
+    snprintf(f->path, path_cap, "%s/canonical-%.32s.kv", dir, key);
     f->settled = false;
     return MEPIC_OK;
 }

@@ -26,18 +26,6 @@ static int owner_line(const mp_file_id *id, char *line) {
                     id->inode, id->bytes, id->mtime_ns);
 }
 
-static bool parse_hex(const char *hex, mp_digest *out) {
-    static const char digits[] = "0123456789abcdef";
-    mp_digest d;
-    for (size_t i = 0; i < sizeof d.bytes; i++) {
-        const char *high = memchr(digits, hex[2 * i], 16), *low = memchr(digits, hex[2 * i + 1], 16);
-        if (!high || !low) return false;
-        d.bytes[i] = (uint8_t)((high - digits) << 4 | (low - digits));
-    }
-    *out = d;
-    return true;
-}
-
 static bool recall(const char *path, const mp_file_id *id, mp_digest *out) {
     char want[LINE_CAP], have[LINE_CAP];
     int n = owner_line(id, want);
@@ -45,8 +33,8 @@ static bool recall(const char *path, const mp_file_id *id, mp_digest *out) {
     if (!f) return false;
     size_t len = fread(have, 1, sizeof have, f);
     fclose(f);
-    return len == (size_t)n + 65 && memcmp(have, want, (size_t)n) == 0 && have[len - 1] == '\n' &&
-           parse_hex(have + n, out);
+    return len == (size_t)n + MP_DIGEST_DIGITS + 1 && memcmp(have, want, (size_t)n) == 0 && have[len - 1] == '\n' &&
+           mp_digest_read(have + n, out);
 }
 
 typedef struct entry {
@@ -58,11 +46,9 @@ static bool write_line(void *ctx, int fd) {
     const entry *e = ctx;
     char line[LINE_CAP];
     int n = owner_line(e->id, line);
-    for (size_t i = 0; i < sizeof e->digest->bytes; i++, n += 2) {
-        snprintf(line + n, LINE_CAP - (size_t)n, "%02x", e->digest->bytes[i]);
-    }
-    line[n++] = '\n';
-    return mp_write_all(fd, line, (size_t)n);
+    mp_digest_write(e->digest, line + n);
+    line[n + MP_DIGEST_DIGITS] = '\n';
+    return mp_write_all(fd, line, (size_t)n + MP_DIGEST_DIGITS + 1);
 }
 
 static void remember(const char *path, const mp_file_id *id, const mp_digest *digest, const mp_log *log) {

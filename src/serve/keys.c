@@ -26,7 +26,7 @@ static bool fill_key(mp_key *key, const char *bytes, size_t n, const char *name)
     mp_digest scope;
     if (!digest_of("mepic/key", bytes, n, &key->digest) || !digest_of("mepic/key-scope", bytes, n, &scope))
         return false;
-    for (size_t i = 0; i < sizeof scope.bytes; i++) snprintf(key->scope + 2 * i, 3, "%02x", scope.bytes[i]);
+    mp_digest_write(&scope, key->scope);
     snprintf(key->name, sizeof key->name, "%s", name);
     return true;
 }

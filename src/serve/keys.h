@@ -15,7 +15,7 @@ typedef struct mp_key {
     mp_digest digest;
     uint32_t index; /* in the file's order, from 0 */
     char name[48];
-    char scope[72];
+    char scope[MP_DIGEST_DIGITS + 1];
 } mp_key;
 
 typedef struct mp_keys mp_keys;

@@ -16,20 +16,10 @@ static int compare(const void *a, const void *b) {
     return memcmp(a, b, sizeof(mp_digest));
 }
 
-/* 64 digits, then the end or a blank. */
-static bool read_digest(const char *text, mp_digest *out) {
-    for (size_t i = 0; i < 2 * sizeof out->bytes; i++) {
-        int digit = mp_hex_digit(text[i]);
-        if (digit < 0) return false;
-        out->bytes[i / 2] = (uint8_t)(out->bytes[i / 2] << 4 | digit);
-    }
-    return strchr(" \t", text[2 * sizeof out->bytes]) != NULL;
-}
-
 static mepic_status add_line(void *ctx, const char *path, uint32_t number, const char *from, mepic_error *err) {
     mp_public *list = ctx;
-    mp_digest digest = { { 0 } };
-    if (!read_digest(from, &digest)) {
+    mp_digest digest;
+    if (!mp_digest_read(from, &digest) || !strchr(" \t", from[MP_DIGEST_DIGITS])) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "%s, line %u: '%.80s' is not a SHA-256, 64 hexadecimal digits", path,
                        number, from);
     }
