@@ -27,6 +27,7 @@ typedef struct world {
     mp_loop *loop;
     reader running, refused, next, late;
     uint32_t n_late_done;
+    uint64_t n_failed;
 } world;
 
 static void pause_reader(void *connection) {
@@ -101,6 +102,12 @@ static void count_done_of_late(reader *r) {
     r->world->n_late_done = take_done(&r->world->late);
 }
 
+static void count_failed(reader *r) {
+    mp_metrics metrics;
+    mp_loop_metrics(r->world->loop, &metrics);
+    r->world->n_failed = metrics.finished[MEPIC_FINISH_FAILED];
+}
+
 /* Both are in the line before the loop looks at either. */
 static void submit_two(reader *r) {
     submit_reader(&r->world->refused);
@@ -135,6 +142,23 @@ static void who_comes_while_the_engine_breaks_is_told(void **state) {
     assert_int_equal(w.late.seats, 0); // seats are given back before anybody is told
     mp_loop_close(w.loop);
     for (uint32_t i = 0; i < 4; i++) close_reader(all[i]);
+    mepic_engine_close(w.engine);
+}
+
+/* As replies that failed, and before their reader hears of it. */
+static void what_the_engine_refuses_is_counted(void **state) {
+    (void)state;
+    const mepic_engine_options engine_options = tiny_options();
+    const mp_loop_options options = { .max_choices = 16, .n_tenants = 1 };
+    world w = { .engine = open_engine(&engine_options) };
+    assert_int_equal(mp_loop_open(w.engine, &options, &w.loop, NULL), MEPIC_OK);
+    open_reader_of(&w, &w.refused, count_failed, 3, (mepic_request){ .max_tokens = 4, .top_logprobs = 1000 });
+    submit_reader(&w.refused);
+    wait_until_woken(&w.refused, "the refused one");
+    assert_int_equal(w.n_failed, 3);
+    assert_int_equal(w.refused.seats, 0);
+    mp_loop_close(w.loop);
+    close_reader(&w.refused);
     mepic_engine_close(w.engine);
 }
 
@@ -181,6 +205,7 @@ static void who_hears_of_the_end_has_no_seat(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(who_comes_while_the_engine_breaks_is_told),
+        cmocka_unit_test(what_the_engine_refuses_is_counted),
         cmocka_unit_test(many_replies_take_turns_with_one),
         cmocka_unit_test(who_hears_of_the_end_has_no_seat),
     };

@@ -73,13 +73,14 @@ static void end_choices(mp_loop *loop, mp_feed *feed, uint32_t n) {
     mp_feed_drop(feed);
 }
 
-/* Choices that have not begun never will, of a feed out of the line. why: told if it ends with them, or NULL. */
-static void abandon_rest(mp_loop *loop, mp_feed *feed, const mp_api_error *why) {
+/* Choices that have not begun never will, of a feed out of the line; counted as `finish`. why: told if the feed ends
+ * with them, or NULL. */
+static void end_rest(mp_loop *loop, mp_feed *feed, mepic_finish finish, const mp_api_error *why) {
     uint32_t rest = feed->n_choices - feed->n_started;
     if (feed->n_started == 0) link_feed(loop, feed); // among those that end
     feed->n_started = feed->n_choices;
     pthread_mutex_lock(&loop->lock);
-    loop->metrics.finished[MEPIC_FINISH_CANCELLED] += rest;
+    loop->metrics.finished[finish] += rest;
     pthread_mutex_unlock(&loop->lock);
     if (feed->n_ended + rest == feed->n_choices) {
         leave_seats(loop, feed);
@@ -94,26 +95,23 @@ static void start_choice(mp_loop *loop, mp_feed *feed) {
     mepic_request request = mp_generation_request(feed->generation, feed->n_started, feed->scope, choice);
     mepic_request_id id;
     mepic_error err;
-    if (feed->n_started == 0) link_feed(loop, feed);
     choice->waited_ns = mp_now_ns() - feed->submitted_ns;
     if (mepic_submit(loop->engine, &request, &id, &err) == MEPIC_OK) {
-        feed->n_started++;
+        if (feed->n_started++ == 0) link_feed(loop, feed);
         if (!mp_feed_started(feed, choice, id)) mepic_cancel(loop->engine, id);
         if (feed->n_started < feed->n_choices) mp_line_push(loop->line, feed);
         return;
     }
     if (err.status == MEPIC_ERR_BROKEN) {
-        note_broken(loop, &err); // told before the feed hears of it
+        mp_line_push(loop->line, feed); // where the rest hears of it
+        note_broken(loop, &err);
         return;
     }
     mp_api_error why;
     mp_refuse_engine(&why, &err);
-    uint32_t rest = feed->n_choices - feed->n_started;
-    feed->n_started = feed->n_choices;
-    if (feed->n_ended + rest == feed->n_choices) leave_seats(loop, feed);
-    mp_feed_fail(feed, &why);
+    if (feed->n_ended < feed->n_started) mp_feed_fail(feed, &why); // the others' ends come later
     cancel_choices(loop, feed);
-    end_choices(loop, feed, rest);
+    end_rest(loop, feed, MEPIC_FINISH_FAILED, &why);
 }
 
 /* The engine counts from its own submit; for the client, time in the line is waiting too. */
@@ -151,7 +149,8 @@ static void take_event(mp_loop *loop, mepic_event *event, uint64_t now) {
 
 /* Feeds of which something has begun stay among the live: who calls this tells them. */
 static void fail_line(mp_loop *loop, const mp_api_error *why) {
-    for (mp_feed *feed = mp_line_pop(loop->line); feed; feed = mp_line_pop(loop->line)) abandon_rest(loop, feed, why);
+    for (mp_feed *feed = mp_line_pop(loop->line); feed; feed = mp_line_pop(loop->line))
+        end_rest(loop, feed, MEPIC_FINISH_CANCELLED, why);
 }
 
 static void fail_all(mp_loop *loop, const mp_api_error *why) {
@@ -201,7 +200,7 @@ static void step(mp_loop *loop) {
 static void fill_engine(mp_loop *loop) {
     for (mp_feed *feed = mp_line_take_left(loop->line), *next; feed; feed = next) {
         next = feed->behind;
-        abandon_rest(loop, feed, NULL);
+        end_rest(loop, feed, MEPIC_FINISH_CANCELLED, NULL);
     }
     mepic_stats stats;
     mepic_stats_read(loop->engine, &stats);
