@@ -214,6 +214,48 @@ static void steps_overlap(void **state) {
     mepic_engine_close(engine);
 }
 
+static uint64_t fake_now; /* 0: the clock is the machine's */
+uint64_t __real_mp_now_ns(void);
+uint64_t __wrap_mp_now_ns(void);
+uint64_t __wrap_mp_now_ns(void) {
+    return fake_now ? fake_now : __real_mp_now_ns();
+}
+static void pass(uint64_t ns) {
+    fake_now += ns;
+}
+
+/* Also where the next one has rows of other kinds, and is begun before anybody waits for this one. */
+static void the_time_of_a_step_is_that_of_its_own_rows(void **state) {
+    (void)state;
+    mepic_engine_options options = ahead_options();
+    options.step_tokens = 24;
+    mepic_engine *engine = open_engine(&options);
+    ahead_backend *a = ahead_put(engine);
+    fake_now = 1;
+    ahead_take_time(a, pass);
+    mepic_prepared *prompts[2] = { prepare_document(engine, "Read: "), prepare_text(engine, question) };
+    result r[6];
+    for (int i = 0; i < 6; i++) {
+        submit(engine, &(mepic_request){ .prompt = prompts[i % 2], .max_tokens = 9 * (uint32_t)i + 1 }, &r[i]);
+    }
+    drain(engine);
+    const ahead_seen *seen = ahead_look(a);
+    assert_true(seen->ahead > 20);
+    mepic_stats s;
+    mepic_stats_read(engine, &s);
+    const uint64_t ns[] = { s.decode_ns, s.text_ns, s.link_ns, s.compile_ns };
+    const uint64_t rows[] = { s.rows_decode, s.rows_text, s.rows_link, s.rows_compile };
+    for (int kind = 0; kind < MP_ROW_KINDS; kind++) {
+        assert_true(ns[kind] > 0);
+        assert_int_equal(ns[kind], seen->ns_of[kind]);
+        if (kind != MP_ROW_DECODE) assert_int_equal(rows[kind], seen->rows_of[kind]); /* some of which are wasted */
+    }
+    assert_int_equal(ns[0] + ns[1] + ns[2] + ns[3], s.forward_ns);
+    fake_now = 0;
+    for (int i = 0; i < 2; i++) mepic_prepared_free(prompts[i]);
+    mepic_engine_close(engine);
+}
+
 /* A reply of n tokens and the conversation's next turn. */
 static void two_turns(mepic_engine *engine, uint32_t n, bool surprise, result r[2]) {
     mepic_prepared *prompt = prepare_text(engine, question), *second;
@@ -426,9 +468,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(an_engine_closes_in_the_middle),
         /* Of support/ahead.h. */
         cmocka_unit_test(steps_overlap),
+        cmocka_unit_test(the_time_of_a_step_is_that_of_its_own_rows),
         cmocka_unit_test(the_end_does_not_wait_for_a_step_of_nobody),
         cmocka_unit_test(a_device_that_fails_breaks_the_engine),
     };
-    size_t n = sizeof tests / sizeof *tests - (on_cuda ? 3 : 0);
+    size_t n = sizeof tests / sizeof *tests - (on_cuda ? 4 : 0);
     return _cmocka_run_group_tests("ahead", tests, n, NULL, NULL);
 }

@@ -365,13 +365,32 @@ static mepic_status use_logits(mepic_engine *e, const mp_flight *f, mepic_error 
     return MEPIC_OK;
 }
 
+static void count_forward(mepic_engine *e, mp_flight *f, uint64_t ns) {
+    e->forward_ns += ns;
+    f->forward_ns += ns;
+}
+
+/* The time of a step that has ended, to the last nanosecond. */
+static void share_out_forward(mepic_engine *e, const mp_flight *f) {
+    uint64_t n_rows = 0, n = 0, shared = 0;
+    for (int kind = 0; kind < MP_ROW_KINDS; kind++) n_rows += f->n_of_kind[kind];
+    for (int kind = 0; kind < MP_ROW_KINDS; kind++) {
+        n += f->n_of_kind[kind];
+        uint64_t until = f->forward_ns * n / n_rows;
+        e->ns_of_kind[kind] += until - shared;
+        shared = until;
+    }
+}
+
 /* Gives a step to the backend. What it writes can be published at once: everything that reads it comes later. */
 static mepic_status begin_flight(mepic_engine *e, const mp_step *step, uint64_t now, mepic_error *err) {
     mp_flight *f = &e->flights[1 - e->newest];
     note_rows(e, f, step, now);
+    memcpy(f->n_of_kind, step->n_of_kind, sizeof f->n_of_kind);
+    f->forward_ns = 0;
     mepic_status st = mp_forward(e->backend, e->model, step, 0, e->model->hp.n_layers, err);
     if (st == MEPIC_OK) st = begin_sampling(e, f, err);
-    e->forward_ns += mp_now_ns() - now;
+    count_forward(e, f, mp_now_ns() - now);
     if (st != MEPIC_OK) return st;
     mp_scheduler_commit(e->scheduler);
     e->newest = 1 - e->newest;
@@ -384,10 +403,11 @@ static mepic_status begin_flight(mepic_engine *e, const mp_step *step, uint64_t 
 static mepic_status end_flight(mepic_engine *e, mepic_error *err) {
     uint64_t start = mp_now_ns();
     uint32_t ago = --e->n_flights;
-    const mp_flight *f = &e->flights[e->newest ^ ago];
+    mp_flight *f = &e->flights[e->newest ^ ago];
     mepic_status st = e->backend->ops->wait(e->backend, ago, f->tokens, f->n_tokens, err);
     uint64_t computed = mp_now_ns();
-    e->forward_ns += computed - start;
+    count_forward(e, f, computed - start);
+    share_out_forward(e, f);
     if (st == MEPIC_OK) st = use_logits(e, f, err);
     e->sample_ns += mp_now_ns() - computed;
     return st;
@@ -443,6 +463,10 @@ void mepic_stats_read(const mepic_engine *e, mepic_stats *out) {
     stats.steps = e->steps;
     stats.schedule_ns = e->schedule_ns;
     stats.forward_ns = e->forward_ns;
+    stats.decode_ns = e->ns_of_kind[MP_ROW_DECODE];
+    stats.text_ns = e->ns_of_kind[MP_ROW_TEXT];
+    stats.link_ns = e->ns_of_kind[MP_ROW_LINK];
+    stats.compile_ns = e->ns_of_kind[MP_ROW_COMPILE];
     stats.sample_ns = e->sample_ns;
     stats.allocations = mp_mem_count();
     *out = stats;

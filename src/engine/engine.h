@@ -73,6 +73,8 @@ typedef struct mp_flight {
     int32_t *tokens;     /* [step_tokens] of the rows that sample */
     uint32_t n_rows, n_tokens;
     bool looked_at; /* the host needs its logits, so no other step may begin */
+    uint32_t n_of_kind[MP_ROW_KINDS];
+    uint64_t forward_ns; /* spent on it so far */
 } mp_flight;
 
 struct mepic_engine {
@@ -109,7 +111,7 @@ struct mepic_engine {
     uint32_t n_events, next_event, cap_events;
     mp_reply *ended; /* their events may still be read; freed by the next step */
 
-    uint64_t steps, schedule_ns, forward_ns, sample_ns;
+    uint64_t steps, schedule_ns, forward_ns, sample_ns, ns_of_kind[MP_ROW_KINDS];
 };
 
 void mp_reply_free(mp_reply *reply); /* NULL is a no-op; not the scheduler's request */

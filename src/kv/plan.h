@@ -86,10 +86,13 @@ typedef struct mp_row {
     bool samples;     /* and the request's next token is sampled from them */
 } mp_row;
 
+typedef enum mp_row_kind { MP_ROW_DECODE, MP_ROW_TEXT, MP_ROW_LINK, MP_ROW_COMPILE, MP_ROW_KINDS } mp_row_kind;
+
 /* A step is data: what to spoil and to zero, what to compute, who reads what. Rows of one sequence are consecutive. */
 typedef struct mp_step {
     const mp_row *rows;
     uint32_t n_rows;
+    uint32_t n_of_kind[MP_ROW_KINDS]; /* of these */
     uint32_t n_logits;          /* rows with `logits`, in row order: the i-th such row is logits row i */
     const mp_page *spoil_pages; /* free pages to fill with NaN: only where somebody looks for readers of freed pages */
     uint32_t n_spoil_pages;

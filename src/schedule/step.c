@@ -35,10 +35,13 @@ static void add_request_rows(mp_scheduler *s, mp_request *r, uint32_t n) {
                           .samples = index == last });
         if (r->state == MP_REQUEST_DECODE) {
             s->stats.rows_decode += index < mp_request_known(r); /* else it counts when its token is appended */
+            s->step.n_of_kind[MP_ROW_DECODE]++;
         } else if (of_prompt && r->layout.stream[index].linked) {
             s->stats.rows_link++;
+            s->step.n_of_kind[MP_ROW_LINK]++;
         } else {
             s->stats.rows_text++;
+            s->step.n_of_kind[MP_ROW_TEXT]++;
         }
     }
 }
@@ -54,6 +57,7 @@ static void add_job_rows(mp_scheduler *s, mp_job *job) {
                 (mp_row){ .token = job->chunk.tokens[i], .position = (int32_t)(job->angle + i), .index = i });
     }
     s->stats.rows_compile += n;
+    s->step.n_of_kind[MP_ROW_COMPILE] += n;
 }
 
 /* ---- The parts of a step ----------------------------------------------------------------------------------------- */

@@ -186,7 +186,7 @@ static void step(mp_loop *loop) {
     mepic_stats stats; // told before what came of the step: who has an answer sees it counted
     mepic_stats_read(loop->engine, &stats);
     pthread_mutex_lock(&loop->lock);
-    mp_metrics_take_step(&loop->metrics, &stats);
+    loop->metrics.engine = stats;
     pthread_mutex_unlock(&loop->lock);
     uint64_t now = mp_now_ns();
     while (mepic_poll(loop->engine, &event)) {

@@ -35,25 +35,6 @@ static void observe(mp_metrics *m, mp_histogram_name name, double value) {
     m->histograms[name].sum += value;
 }
 
-static void rows_of(const mepic_stats *e, uint64_t out[MP_ROW_KINDS]) {
-    out[0] = e->rows_decode;
-    out[1] = e->rows_text;
-    out[2] = e->rows_link;
-    out[3] = e->rows_compile;
-}
-
-void mp_metrics_take_step(mp_metrics *m, const mepic_stats *engine) {
-    uint64_t before[MP_ROW_KINDS], after[MP_ROW_KINDS], n = 0;
-    rows_of(&m->engine, before);
-    rows_of(engine, after);
-    for (uint32_t i = 0; i < MP_ROW_KINDS; i++) n += after[i] - before[i];
-    double ns = (double)(engine->forward_ns - m->engine.forward_ns);
-    for (uint32_t i = 0; n > 0 && i < MP_ROW_KINDS; i++) {
-        m->forward_ns[i] += ns * (double)(after[i] - before[i]) / (double)n;
-    }
-    m->engine = *engine;
-}
-
 void mp_metrics_count_token(mp_metrics *m, uint64_t ns) {
     observe(m, MP_HISTOGRAM_BETWEEN, (double)ns * 1e-9);
 }
@@ -187,12 +168,12 @@ static void write_mepic(page *p, const mp_metrics *m, const mepic_model_info *in
     write_kinds(p, "mepic:prompt_tokens_total", "counter", "Prompt tokens, by where their KV came from.", source_words,
                 sources, 5);
     static const char *const row_words[] = { "decode", "text", "link", "compile" };
-    uint64_t rows[MP_ROW_KINDS];
-    rows_of(e, rows);
-    write_kinds(p, "mepic:rows_total", "counter", "Rows computed, by kind.", row_words, rows, MP_ROW_KINDS);
+    const uint64_t rows[] = { e->rows_decode, e->rows_text, e->rows_link, e->rows_compile };
+    write_kinds(p, "mepic:rows_total", "counter", "Rows computed, by kind.", row_words, rows, 4);
+    const uint64_t rows_ns[] = { e->decode_ns, e->text_ns, e->link_ns, e->compile_ns };
     head(p, "mepic:rows_seconds_total", "counter", "Time of passes through the model, shared out to their rows.");
-    for (uint32_t i = 0; i < MP_ROW_KINDS; i++) {
-        labelled(p, "mepic:rows_seconds_total", "kind", row_words[i], m->forward_ns[i] * 1e-9);
+    for (uint32_t i = 0; i < 4; i++) {
+        labelled(p, "mepic:rows_seconds_total", "kind", row_words[i], (double)rows_ns[i] * 1e-9);
     }
     gauge(p, "mepic:sharing_factor", e->pages_referenced ? (double)e->pages_unshared / e->pages_referenced : 1.0,
           "Pages that running requests would hold without sharing, by those they hold.");

@@ -8,7 +8,7 @@
 #include "base/mem.h"
 #include "base/status.h"
 
-enum { MP_BUCKETS_MAX = 24, MP_FINISHES = 4, MP_ROW_KINDS = 4 };
+enum { MP_BUCKETS_MAX = 24, MP_FINISHES = 4 };
 
 typedef struct mp_histogram {
     uint64_t counts[MP_BUCKETS_MAX]; /* the last one: above every bound */
@@ -29,8 +29,7 @@ typedef enum mp_histogram_name {
 } mp_histogram_name;
 
 typedef struct mp_metrics {
-    mepic_stats engine;
-    double forward_ns[MP_ROW_KINDS]; /* of decode, text, link and compile rows */
+    mepic_stats engine; /* after the last step */
     uint32_t choices; /* that wait or run */
     uint64_t refused; /* by the queue */
     uint64_t finished[MP_FINISHES];
@@ -39,8 +38,6 @@ typedef struct mp_metrics {
     mp_histogram histograms[MP_N_HISTOGRAMS];
 } mp_metrics;
 
-/* The engine's numbers after a step: the time it took is shared out to its kinds of rows by their number. */
-void mp_metrics_take_step(mp_metrics *metrics, const mepic_stats *engine);
 /* Time between two tokens of a reply. */
 void mp_metrics_count_token(mp_metrics *metrics, uint64_t ns);
 void mp_metrics_count_reply(mp_metrics *metrics, mepic_finish finish, const mepic_usage *usage);

@@ -20,7 +20,10 @@ struct ahead_backend {
     int32_t sampled[MAX_SEQS];     /* by sequence; -1: nothing */
     int32_t tokens[2][MAX_TOKENS]; /* of the last two steps, in turn */
     uint32_t n_tokens[2];
+    uint32_t n_of_kind[2][MP_ROW_KINDS];
+    uint64_t number[2]; /* of the step */
     bool waited[2];
+    void (*pass)(uint64_t ns);
     uint32_t host_every, n_drawn;
     ahead_failure failure;
     uint64_t fails_at;
@@ -59,6 +62,8 @@ static void ahead_step_begin(mp_backend *b, const mp_step *step) {
     a->seen.ahead += a->seen.steps > 1 && !a->waited[1 - turn];
     a->waited[turn] = false;
     a->n_tokens[turn] = 0;
+    a->number[turn] = a->seen.steps;
+    memcpy(a->n_of_kind[turn], step->n_of_kind, sizeof step->n_of_kind);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         a->rows[i] = step->rows[i];
         int32_t *token = &a->rows[i].token;
@@ -112,6 +117,12 @@ static mepic_status ahead_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uin
     assert_false(a->waited[turn]);
     assert_int_equal(n, a->n_tokens[turn]);
     a->waited[turn] = true;
+    for (int kind = 0; kind < MP_ROW_KINDS; kind++) {
+        uint64_t rows = a->n_of_kind[turn][kind], ns = rows * a->number[turn];
+        a->seen.rows_of[kind] += rows;
+        a->seen.ns_of[kind] += ns;
+        if (a->pass) a->pass(ns);
+    }
     if (fails(a, AHEAD_FAILS_TO_WAIT)) return failure(err);
     for (uint32_t i = 0; i < n; i++) {
         if (tokens[i] == MP_SAMPLE_UNDER_WAY) tokens[i] = a->tokens[turn][i];
@@ -204,6 +215,10 @@ ahead_backend *ahead_put(mepic_engine *engine) {
 void ahead_fail(ahead_backend *a, ahead_failure how, uint64_t n) {
     a->failure = how;
     a->fails_at = n;
+}
+
+void ahead_take_time(ahead_backend *a, void (*pass)(uint64_t ns)) {
+    a->pass = pass;
 }
 
 void ahead_leave_to_host(ahead_backend *a, uint32_t n) {

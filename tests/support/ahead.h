@@ -19,6 +19,7 @@ typedef enum ahead_failure {
 typedef struct ahead_seen {
     uint64_t steps, rows, ahead; /* ahead: steps begun before the one before was waited for, */
     uint64_t unknown;            /* and rows whose token nobody knew but the backend */
+    uint64_t rows_of[MP_ROW_KINDS], ns_of[MP_ROW_KINDS]; /* of the steps that were waited for */
 } ahead_seen;
 
 /* Puts it between the engine and its CPU backend, which close closes as well. */
@@ -27,6 +28,8 @@ ahead_backend *ahead_put(mepic_engine *engine);
 void ahead_fail(ahead_backend *a, ahead_failure how, uint64_t n);
 /* Every n-th row is left to the host; 0: none. */
 void ahead_leave_to_host(ahead_backend *a, uint32_t n);
+/* Each row of the n-th step takes n ns, which pass for whoever waits for the step. */
+void ahead_take_time(ahead_backend *a, void (*pass)(uint64_t ns));
 const ahead_seen *ahead_look(const ahead_backend *a);
 
 #endif
