@@ -144,6 +144,15 @@ static void a_stronger_place_replaces_all_values(void **state) {
     mp_settings_clear(&v.settings);
 }
 
+static void a_byte_order_mark_is_no_setting(void **state) {
+    (void)state;
+    values v;
+    assert_true(READ_NONE(&v, "\xef\xbb\xbftext = x\n"));
+    assert_string_equal(v.text, "x");
+    mp_settings_clear(&v.settings);
+    assert_false(READ_NONE(&v, "flag = yes\n\xef\xbb\xbftext = x\n"));
+}
+
 static void the_environment_may_name_the_file(void **state) {
     (void)state;
     values v;
@@ -249,6 +258,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(the_command_line_wins_then_the_environment, forget_environment),
         cmocka_unit_test_teardown(a_stronger_place_replaces_all_values, forget_environment),
+        cmocka_unit_test_teardown(a_byte_order_mark_is_no_setting, forget_environment),
         cmocka_unit_test_teardown(the_environment_may_name_the_file, forget_environment),
         cmocka_unit_test_teardown(lines_are_read_as_people_write_them, forget_environment),
         cmocka_unit_test_teardown(what_is_refused_is_named_with_its_place, forget_environment),

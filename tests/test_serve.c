@@ -415,6 +415,21 @@ static void a_key_has_its_own_limit(void **state) {
     start(&again);
 }
 
+static void a_byte_order_mark_is_no_part_of_a_key(void **state) {
+    (void)state;
+    static const char *const texts[] = { "\xef\xbb\xbfsecret-one-1 alice\n", "\xef\xbb\xbf# ours\r\nsecret-one-1\r\n" };
+    for (int i = 0; i < 2; i++) {
+        mp_keys *keys = keys_of(texts[i]);
+        assert_non_null(keys);
+        const mp_key *key;
+        assert_true(mp_keys_find(keys, "secret-one-1", 12, &key));
+        assert_non_null(key);
+        assert_int_equal(mp_keys_count(keys), 1);
+        mp_keys_free(keys);
+    }
+    assert_null(keys_of("secret-one-1\n\xef\xbb\xbfsecret-two-2\n"));
+}
+
 static void bad_key_files_are_refused(void **state) {
     (void)state;
     assert_null(keys_of(""));
@@ -459,6 +474,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(prompts_that_wait_are_bounded_by_their_tokens, setup, teardown),
         cmocka_unit_test_setup_teardown(more_replies_than_the_server_ever_takes_are_a_bad_request, setup, teardown),
         cmocka_unit_test_setup_teardown(every_route_asks_for_a_key, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_byte_order_mark_is_no_part_of_a_key, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_key_files_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(an_open_server_stays_on_loopback, setup, teardown),
     };

@@ -103,6 +103,11 @@ mepic_status mp_file_replace(const char *path, mp_file_fill *fill, void *ctx, me
     return MEPIC_OK;
 }
 
+char *mp_text_begin(char *text) {
+    static const char mark[] = "\xef\xbb\xbf";
+    return text + (strncmp(text, mark, 3) == 0 ? 3 : 0);
+}
+
 mepic_status mp_file_lines(const char *path, mp_file_line *line, void *ctx, mepic_error *err) {
     FILE *file = fopen(path, "re");
     if (!file) return mp_fail(err, MEPIC_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
@@ -115,7 +120,8 @@ mepic_status mp_file_lines(const char *path, mp_file_line *line, void *ctx, mepi
             break;
         }
         text[strcspn(text, "\r\n")] = 0;
-        const char *from = text + strspn(text, " \t");
+        const char *from = number == 1 ? mp_text_begin(text) : text;
+        from += strspn(from, " \t");
         if (*from && *from != '#') status = line(ctx, path, number, from, err);
     }
     if (status == MEPIC_OK && ferror(file)) status = mp_fail(err, MEPIC_ERR_IO, "%s cannot be read", path);

@@ -19,6 +19,9 @@ typedef bool mp_file_fill(void *ctx, int fd);
  * the directory fails are the new contents in place and may be lost, and the message says so. */
 mepic_status mp_file_replace(const char *path, mp_file_fill *fill, void *ctx, mepic_error *err);
 
+/* Behind the byte order mark that some editors put in front of UTF-8. */
+char *mp_text_begin(char *text);
+
 /* A line of a list: without the blanks in front and its end; neither empty nor a comment (#). */
 typedef mepic_status mp_file_line(void *ctx, const char *path, uint32_t number, const char *text, mepic_error *err);
 /* Passes over the lines of a list in a file until one fails. ERR_IO; ERR_ARGUMENT for a line of over 1,022 bytes. */

@@ -1,5 +1,6 @@
 #include "cli/settings.h"
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "cli/conversation.h"
 
@@ -64,7 +65,7 @@ static mepic_status read_file(mp_settings *settings, const mp_option_group *grou
     }
     mepic_status status = MEPIC_OK;
     uint32_t number = 1;
-    for (char *line = settings->text, *next; line && status == MEPIC_OK; line = next, number++) {
+    for (char *line = mp_text_begin(settings->text), *next; line && status == MEPIC_OK; line = next, number++) {
         next = strchr(line, '\n');
         if (next) *next++ = 0;
         char where[256];
