@@ -5,10 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/clock.h"
 #include "engine/engine.h"
@@ -280,6 +282,76 @@ static void a_request_that_never_ends_is_cut_off(void **state) {
     close_long();
 }
 
+enum { SLOW = 200 };
+
+/* A byte to each in turn, up to byte n: half of them stay in their headers, half in their body. */
+static void send_slowly(http_client *slow, size_t from, size_t to) {
+    static const char *const texts[] = {
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: and on and on and on and on and on and on and on",
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: 1000\r\n\r\n{\"prompt\":",
+    };
+    for (size_t at = from; at < to; at++) {
+        for (size_t i = 0; i < SLOW; i++) {
+            if (at < strlen(texts[i % 2])) http_send(&slow[i], texts[i % 2] + at, 1);
+        }
+    }
+}
+
+static void open_slow(http_client *slow, uint32_t patience_ms) {
+    mp_server_options options = default_options();
+    options.header_ms = options.body_ms = patience_ms;
+    options.silence_ms = 1; // the watch walks as often
+    open_long(&options, 8);
+    for (size_t i = 0; i < SLOW; i++) http_open(&slow[i], port);
+}
+
+static void close_slow(http_client *slow) {
+    for (size_t i = 0; i < SLOW; i++) http_close(&slow[i]);
+    close_long();
+}
+
+/* "Slowloris". */
+static void many_that_never_end_cost_others_nothing(void **state) {
+    (void)state;
+    static http_client slow[SLOW];
+    open_slow(slow, 3600000);
+    send_slowly(slow, 0, 100);
+    for (size_t k = 0; k < 20; k++) {
+        send_slowly(slow, 100 + k, 101 + k);
+        http_client c;
+        open_stream(&c, "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":50,\"ignore_eos\":true,\"stream\":true}");
+        json_t *root = http_ask_json(port, "POST", "/v1/completions",
+                                     "{\"prompt\":\"y\",\"max_tokens\":50,\"ignore_eos\":true}", 200);
+        assert_int_equal(number_at(root, "usage/completion_tokens"), 50);
+        json_decref(root);
+        stream s;
+        read_stream(&c, &s);
+        assert_true(s.done);
+        json_decref(s.last);
+        http_close(&c);
+    }
+    for (size_t i = 0; i < SLOW; i++) { // neither answered nor ended
+        char byte;
+        assert_int_equal(recv(slow[i].fd, &byte, 1, MSG_DONTWAIT), -1);
+        assert_int_equal(errno, EAGAIN);
+    }
+    close_slow(slow);
+}
+
+/* What they send buys no time. */
+static void many_that_never_end_are_all_cut_off(void **state) {
+    (void)state;
+    static http_client slow[SLOW];
+    open_slow(slow, 1);
+    send_slowly(slow, 0, 120);
+    for (size_t i = 0; i < SLOW; i++) {
+        http_reply reply;
+        assert_false(http_read(&slow[i], &reply));
+    }
+    close_slow(slow);
+}
+
 #define CHAT "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"logprobs\":true,\"top_logprobs\":20"
 
 static void more_log_probabilities_than_a_body_holds_are_refused(void **state) {
@@ -518,6 +590,8 @@ int main(void) {
         cmocka_unit_test(a_slow_reader_is_cancelled),
         cmocka_unit_test(a_reader_of_many_replies_may_leave_more_behind),
         cmocka_unit_test(a_request_that_never_ends_is_cut_off),
+        cmocka_unit_test(many_that_never_end_cost_others_nothing),
+        cmocka_unit_test(many_that_never_end_are_all_cut_off),
         cmocka_unit_test(more_log_probabilities_than_a_body_holds_are_refused),
         cmocka_unit_test(replies_of_no_given_length_end_where_their_log_probabilities_do),
         cmocka_unit_test(log_probabilities_do_not_grow_for_ever),
