@@ -29,6 +29,15 @@ stop() {
     wait "$server"
     server=
 }
+# Exit status 1, for a reason that has these words.
+fail() {
+    words=$1
+    shift
+    status=0
+    "$load" --port "$port" --pid "$server" "$@" >"$work/report" 2>&1 || status=$?
+    cat "$work/report"
+    [ "$status" = 1 ] && grep -q "$words" "$work/report" || { echo "load.sh: status $status, not '$words'"; return 1; }
+}
 ask() {
     "$load" --port "$port" --pid "$server" "$@" >"$work/report" || { cat "$work/report"; return 1; }
     cat "$work/report"
@@ -36,12 +45,17 @@ ask() {
 }
 
 serve
+echo "memory of a server that had nothing to do before"
+fail "RSS grew" --streams 100 --tokens 40 --max-growth 1
 echo "300 streams"
-ask --streams 300 --tokens 40
+ask --streams 300 --tokens 40 --warm-up 300 --max-growth 1G
 echo "a storm of 300 that hang up"
 ask --streams 300 --tokens 2000 --leave 100
 echo "everything in turn"
 ask --streams 50 --requests 300 --tokens 40 --leave 30 --bad 10 --whole 20
+echo "beside 100 that never end"
+ask --streams 50 --requests 200 --tokens 40 --slow 100 --rounds 1 --goodput 0
+fail "goodput beside slow" --streams 50 --tokens 40 --slow 100 --rounds 1 --goodput 1000000
 stop
 
 serve --max-replies 30

@@ -15,25 +15,34 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "bench/load/observe.h"
+#include "bench/load/slow.h"
 #include "bench/load/stream.h"
 #include "cli/numbers.h"
 #include "cli/options.h"
 #include "cli/table.h"
 
-enum { STREAMS_MAX = 60000, BEGIN_AT_ONCE = 64, EVENTS_MAX = 256, BODIES_MIN = 256, WHYS_MAX = 5 };
+enum {
+    STREAMS_MAX = 60000,
+    BEGIN_AT_ONCE = 64,
+    EVENTS_MAX = 256,
+    BODIES_MIN = 256,
+    WHYS_MAX = 5,
+    ROUNDS_MAX = 99,
+};
 static const uint64_t SECOND = 1000000000, SETTLE = 60 * UINT64_C(1000000000);
 
 static const char usage_text[] =
     "usage: bench_load [OPTIONS]\n\n"
     "Holds a number of streams open against a server of OpenAI's API until so many requests are through, or for a "
     "time.\n"
-    "Prints how they ended, times, and the server before and after. Exit status 1: a request failed, or mepic's pages\n"
-    "or descriptors did not come back.\n";
+    "Prints how they ended, times, and the server before and after. Exit status 1: a request failed, mepic's pages or\n"
+    "descriptors did not come back, or what --max-growth and --slow ask for does not hold.\n";
 
 typedef struct load_options {
     const char *host, *path, *model, *key, *bodies, *csv;
     uint32_t port, streams, requests, seconds, tokens, words, leave, bad, whole, silence, pid, every;
-    uint64_t seed;
+    uint32_t warm_up, slow, rounds, goodput;
+    uint64_t seed, max_growth;
     bool may_refuse;
 } load_options;
 
@@ -50,6 +59,7 @@ typedef struct bench {
     uint32_t n_requests;
     load_request bad;
     load_stream *streams; /* [o.streams] */
+    load_slow *slow;      /* while they are there */
     uint32_t n_open, n_begun, n_of[LOAD_FAILED + 1], n_whys;
     char whys[WHYS_MAX][400];
     numbers first_ms, refusal_ms, total_ms;
@@ -57,7 +67,11 @@ typedef struct bench {
     /* While all streams had begun and none had ended. */
     uint32_t n_speaking;
     uint64_t all_from_ns, all_to_ns, all_from_data, all_to_data;
-    uint64_t from_ns, to_ns;
+    /* Of a run: what it ends with, and which request is the next. */
+    uint32_t run_begun, run_requests, run_seconds, turn;
+    uint64_t from_ns;
+    uint64_t run_ns; /* of all runs */
+    double client_seconds;
     load_view before, after, peak;
     mp_random random;
 } bench;
@@ -174,12 +188,13 @@ static void note_progress(bench *load, const load_stream *s, uint32_t n_data, bo
 }
 
 static bool may_begin(const bench *load) {
-    return load->o.seconds ? mp_now_ns() - load->from_ns < load->o.seconds * SECOND : load->n_begun < load->o.requests;
+    return load->run_seconds ? mp_now_ns() - load->from_ns < load->run_seconds * SECOND
+                             : load->run_begun < load->run_requests;
 }
 
 static void begin_one(bench *load, load_stream *s) {
     mp_random *random = &load->random;
-    const load_request *request = &load->requests[load->n_begun % load->n_requests];
+    const load_request *request = &load->requests[load->turn++ % load->n_requests];
     if (mp_random_below(random, 100) < load->o.bad) request = &load->bad;
     int32_t leave_after = LOAD_NEVER_LEAVE;
     if (mp_random_below(random, 100) < load->o.leave) {
@@ -187,6 +202,7 @@ static void begin_one(bench *load, load_stream *s) {
         leave_after = (int32_t)(mp_random_below(random, 3) ? 1 + mp_random_below(random, (load->o.tokens + 1) / 2) : 0);
     }
     load->n_begun++;
+    load->run_begun++;
     load->n_open++;
     load_stream_begin(s, load->epoll, &load->server, request, leave_after, mp_random_below(random, 2));
     if (s->state != LOAD_OPEN) note_end(load, s);
@@ -234,14 +250,25 @@ static void print_between(const bench *load, uint64_t now) {
     print_view(when, &view);
 }
 
-static void run(bench *load) {
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Until so many requests have ended; seconds: instead, those of that time. */
+static void run(bench *load, uint32_t requests, uint32_t seconds) {
     struct epoll_event events[EVENTS_MAX];
+    double client_from = cpu_seconds();
+    load->run_begun = 0;
+    load->run_requests = requests;
+    load->run_seconds = seconds;
     load->from_ns = mp_now_ns();
     uint64_t looked = load->from_ns, printed = load->from_ns;
     while (load->n_open > 0 || may_begin(load)) {
         begin_some(load);
         bool more = load->n_open < load->o.streams && may_begin(load);
-        int n = epoll_wait(load->epoll, events, EVENTS_MAX, more ? 0 : 100);
+        int n = epoll_wait(load->epoll, events, EVENTS_MAX, more ? 0 : load->slow ? 10 : 100);
         for (int i = 0; i < n; i++) {
             load_stream *s = events[i].data.ptr;
             if (s->state != LOAD_OPEN) continue;
@@ -252,6 +279,7 @@ static void run(bench *load) {
             if (s->state != LOAD_OPEN) note_end(load, s);
         }
         uint64_t now = mp_now_ns();
+        if (load->slow) load_slow_send(load->slow, now);
         if (now - looked >= SECOND) {
             look_after(load, now);
             looked = now;
@@ -261,7 +289,8 @@ static void run(bench *load) {
             printed = now;
         }
     }
-    load->to_ns = mp_now_ns();
+    load->run_ns += mp_now_ns() - load->from_ns;
+    load->client_seconds += cpu_seconds() - client_from;
 }
 
 /* Until nothing is left of the load in the server. */
@@ -278,15 +307,79 @@ static bool settle(bench *load) {
     }
 }
 
+/* What was measured so far does not count, unless it failed. */
+static void forget(bench *load) {
+    uint32_t n_failed = load->n_of[LOAD_FAILED];
+    memset(load->n_of, 0, sizeof load->n_of);
+    load->n_of[LOAD_FAILED] = n_failed;
+    load->n_begun = 0;
+    load->n_tokens = load->n_prompt = load->n_cached = 0;
+    load->first_ms.n = load->refusal_ms.n = load->total_ms.n = 0;
+    load->all_from_ns = load->all_to_ns = load->all_from_data = load->all_to_data = 0;
+    load->run_ns = 0;
+    load->client_seconds = 0;
+}
+
+static bool warm_up(bench *load) {
+    run(load, load->o.warm_up, 0);
+    bool settled = settle(load);
+    forget(load);
+    return settled;
+}
+
+/* ---- Beside slow ones -------------------------------------------------------------------------------------------- */
+
+/* Tokens a second of the replies that were whole. */
+static double run_beside(bench *load, uint32_t n_slow, bool *settled) {
+    uint64_t tokens = load->n_tokens, ns = load->run_ns;
+    if (n_slow) {
+        load->slow = load_slow_open(&load->server, n_slow, load->o.path, load->o.key);
+        if (!load->slow) out_of_memory();
+    }
+    run(load, load->o.requests, load->o.seconds);
+    if (load->slow) {
+        uint32_t held;
+        uint64_t ended;
+        load_slow_count(load->slow, &held, &ended);
+        printf("slow      %u hang, %llu were ended by the server\n", held, (unsigned long long)ended);
+        load_slow_close(load->slow);
+        load->slow = NULL;
+    }
+    *settled = settle(load) && *settled;
+    return (double)(load->n_tokens - tokens) / ((double)(load->run_ns - ns) * 1e-9);
+}
+
+/* Alone and beside slow ones, in turn. */
+static bool run_rounds(bench *load, bool *settled) {
+    double ratios[ROUNDS_MAX];
+    for (uint32_t i = 0; i < load->o.rounds; i++) {
+        double rate[2]; // alone, beside
+        for (uint32_t k = 0; k < 2; k++) {
+            uint32_t beside = (i + k) % 2;
+            rate[beside] = run_beside(load, beside ? load->o.slow : 0, settled);
+        }
+        ratios[i] = rate[0] > 0.0 ? rate[1] / rate[0] : 0.0;
+        printf("round %-3u %.0f tokens/s alone, %.0f beside %u slow ones: %.1f %%\n", i + 1, rate[0], rate[1],
+               load->o.slow, 100.0 * ratios[i]);
+        fflush(stdout);
+    }
+    double percent = 100.0 * mp_quantile(ratios, load->o.rounds, 0.5);
+    printf("goodput   %.1f %% of alone (median)\n", percent);
+    if (percent >= load->o.goodput) return true;
+    fprintf(stderr, "bench_load: goodput beside slow connections is %.1f %% of alone; at least %u %% is asked for\n",
+            percent, load->o.goodput);
+    return false;
+}
+
 /* ---- The report -------------------------------------------------------------------------------------------------- */
 
-static int report(bench *load, double client_seconds) {
+static int report(bench *load) {
     static const char *const columns[] = { "streams",     "requests",       "ok",        "refused",   "left",
                                            "failed",      "first p50",      "first p95", "first p99", "refusal p50",
                                            "refusal p99", "whole p50",      "prompts",   "cached",    "tokens",
                                            "tokens/s",    "data/s all ran", "seconds",   "client %" };
     enum { N_COLUMNS = sizeof columns / sizeof *columns };
-    double seconds = (double)(load->to_ns - load->from_ns) * 1e-9;
+    double seconds = (double)load->run_ns * 1e-9;
     double together = (double)(load->all_to_ns - load->all_from_ns) * 1e-9;
     mp_table table;
     mp_table_init(&table, columns, N_COLUMNS);
@@ -306,7 +399,7 @@ static int report(bench *load, double client_seconds) {
     mp_table_add(&table, "%.1f", (double)load->n_tokens / seconds);
     mp_table_add(&table, "%.1f", load->all_to_ns ? (double)load->all_to_data / together : 0.0);
     mp_table_add(&table, "%.2f", seconds);
-    mp_table_add(&table, "%.0f", 100 * client_seconds / seconds);
+    mp_table_add(&table, "%.0f", 100 * load->client_seconds / seconds);
     printf("# times in ms, from the connect; tokens by the usages\n");
     int result = table.failed ? MP_EXIT_FAILURE : MP_EXIT_OK;
     mp_table_print(&table, stdout);
@@ -319,31 +412,41 @@ static int report(bench *load, double client_seconds) {
     return result;
 }
 
-static double cpu_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+/* Memory that the system gave the server since `before`. */
+static bool judge_growth(const bench *load) {
+    if (!load->before.rss_kib || !load->after.rss_kib) return !load->o.max_growth;
+    double mib = ((double)load->after.rss_kib - (double)load->before.rss_kib) / 1024,
+           most = (double)load->o.max_growth / (1 << 20);
+    printf("growth    RSS %+.1f MiB\n", mib);
+    if (!load->o.max_growth || mib <= most) return true;
+    fprintf(stderr, "bench_load: the server's RSS grew by %.1f MiB; --max-growth is %.1f MiB\n", mib, most);
+    return false;
 }
 
 static int run_and_report(bench *load) {
     load_view_read(&load->server, load->o.key, load->o.pid, &load->before);
+    bool settled = !load->o.warm_up || warm_up(load), enough = true;
+    if (load->o.warm_up) load->before = load->after;
     load->peak = load->before;
     print_view("before", &load->before);
-    double client_from = cpu_seconds();
-    run(load);
-    double client_seconds = cpu_seconds() - client_from;
-    bool settled = settle(load);
+    if (load->o.slow) {
+        enough = run_rounds(load, &settled);
+    } else {
+        run(load, load->o.requests, load->o.seconds);
+        settled = settle(load) && settled;
+    }
     if (load->peak.rss_kib) {
         printf("%-8s  RSS %.1f MiB, %llu descriptors\n", "peak", (double)load->peak.rss_kib / 1024,
                (unsigned long long)load->peak.descriptors);
     }
     print_view("after", &load->after);
-    int result = report(load, client_seconds);
+    enough = judge_growth(load) && enough;
+    int result = report(load);
     for (uint32_t i = 0; i < load->n_whys; i++) fprintf(stderr, "bench_load: failed: %s\n", load->whys[i]);
     if (!settled) fprintf(stderr, "bench_load: a minute later the server still holds some of it\n");
     bool refused = load->n_of[LOAD_REFUSED] > 0 && !load->o.may_refuse;
     if (refused) fprintf(stderr, "bench_load: requests were refused (--may-refuse: that is expected)\n");
-    return load->n_of[LOAD_FAILED] || !settled || refused ? MP_EXIT_FAILURE : result;
+    return load->n_of[LOAD_FAILED] || !settled || refused || !enough ? MP_EXIT_FAILURE : result;
 }
 
 static bool read_options(load_options *o, int argc, char **argv, int *result) {
@@ -366,6 +469,14 @@ static bool read_options(load_options *o, int argc, char **argv, int *result) {
         MP_COUNT(0, "silence", &o->silence, 1, 1000000, "SECONDS",
                  "without a byte, and a stream is lost (default 120)"),
         MP_COUNT(0, "pid", &o->pid, 1, UINT32_MAX, "N", "the server's process, for its memory and descriptors"),
+        MP_COUNT(0, "warm-up", &o->warm_up, 1, UINT32_MAX, "N", "requests before those that count"),
+        MP_SIZE(0, "max-growth", &o->max_growth, 1, UINT64_C(1) << 40, "SIZE",
+                "of the server's RSS by the load, as 16M; needs --pid, means little without --warm-up"),
+        MP_COUNT(0, "slow", &o->slow, 1, STREAMS_MAX, "N",
+                 "run alone and beside N connections that never end their request, in turn"),
+        MP_COUNT(0, "rounds", &o->rounds, 1, ROUNDS_MAX, "N", "of both with --slow (default 3)"),
+        MP_COUNT(0, "goodput", &o->goodput, 0, 1000000, "PERCENT",
+                 "of tokens a second alone that there must be beside them (default 95)"),
         MP_COUNT(0, "every", &o->every, 1, 100000, "SECONDS", "print what the server holds that often"),
         MP_NUMBER(0, "seed", &o->seed, 0, UINT64_MAX, "N", "of prompts, and of who leaves when"),
         MP_TEXT(0, "csv", &o->csv, "FILE", "write the table there as well"),
@@ -386,8 +497,14 @@ static void clear(bench *load) {
 }
 
 int main(int argc, char **argv) {
-    bench load = { .o = {
-                       .host = "127.0.0.1", .port = 8080, .streams = 100, .tokens = 64, .words = 8, .silence = 120 } };
+    bench load = { .o = { .host = "127.0.0.1",
+                          .port = 8080,
+                          .streams = 100,
+                          .tokens = 64,
+                          .words = 8,
+                          .silence = 120,
+                          .rounds = 3,
+                          .goodput = 95 } };
     load_options *o = &load.o;
     int result;
     if (!read_options(o, argc, argv, &result)) return result;
@@ -396,6 +513,10 @@ int main(int argc, char **argv) {
     load.server = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons((uint16_t)o->port) };
     if (inet_pton(AF_INET, o->host, &load.server.sin_addr) != 1) {
         fprintf(stderr, "bench_load: --host: '%s' is not an IPv4 address\n", o->host);
+        return MP_EXIT_USAGE;
+    }
+    if (o->max_growth && !o->pid) {
+        fprintf(stderr, "bench_load: --max-growth needs the server's process: give --pid\n");
         return MP_EXIT_USAGE;
     }
     struct rlimit files;

@@ -1,0 +1,21 @@
+/* Connections that begin a request, go on with a byte a second and never end it ("slowloris"), beside the load's good
+ * ones. Every other one hangs in its headers, the others in their body. One that the server ends is opened again.
+ * Belongs to the loop in main.c, which lets them send; only the opening waits, until all have begun. One thread. */
+#ifndef MEPIC_BENCH_LOAD_SLOW_H
+#define MEPIC_BENCH_LOAD_SLOW_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct load_slow load_slow;
+
+/* NULL: no memory. `path` is a route that takes a body; `key` may be NULL. */
+load_slow *load_slow_open(const struct sockaddr_in *server, uint32_t n, const char *path, const char *key);
+/* A byte of each connection whose turn it is. To be called often. */
+void load_slow_send(load_slow *slow, uint64_t now);
+/* How many of them hang in the server, and how many it has ended so far. */
+void load_slow_count(const load_slow *slow, uint32_t *held, uint64_t *ended);
+void load_slow_close(load_slow *slow); /* NULL is a no-op */
+
+#endif
