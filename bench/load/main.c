@@ -313,7 +313,7 @@ static void forget(bench *load) {
     memset(load->n_of, 0, sizeof load->n_of);
     load->n_of[LOAD_FAILED] = n_failed;
     load->n_begun = 0;
-    load->n_tokens = load->n_prompt = load->n_cached = 0;
+    load->n_tokens = load->n_prompt = load->n_cached = load->n_data = 0;
     load->first_ms.n = load->refusal_ms.n = load->total_ms.n = 0;
     load->all_from_ns = load->all_to_ns = load->all_from_data = load->all_to_data = 0;
     load->run_ns = 0;
@@ -374,10 +374,11 @@ static bool run_rounds(bench *load, bool *settled) {
 /* ---- The report -------------------------------------------------------------------------------------------------- */
 
 static int report(bench *load) {
-    static const char *const columns[] = { "streams",     "requests",       "ok",        "refused",   "left",
-                                           "failed",      "first p50",      "first p95", "first p99", "refusal p50",
-                                           "refusal p99", "whole p50",      "prompts",   "cached",    "tokens",
-                                           "tokens/s",    "data/s all ran", "seconds",   "client %" };
+    static const char *const columns[] = { "streams",   "requests",       "ok",          "refused",
+                                           "left",      "failed",         "first p50",   "first p95",
+                                           "first p99", "refusal p50",    "refusal p99", "whole p50",
+                                           "prompts",   "cached",         "tokens",      "data",
+                                           "tokens/s",  "data/s all ran", "seconds",     "client %" };
     enum { N_COLUMNS = sizeof columns / sizeof *columns };
     double seconds = (double)load->run_ns * 1e-9;
     double together = (double)(load->all_to_ns - load->all_from_ns) * 1e-9;
@@ -396,6 +397,7 @@ static int report(bench *load) {
     mp_table_add(&table, "%llu", (unsigned long long)load->n_prompt);
     mp_table_add(&table, "%llu", (unsigned long long)load->n_cached);
     mp_table_add(&table, "%llu", (unsigned long long)load->n_tokens);
+    mp_table_add(&table, "%llu", (unsigned long long)load->n_data);
     mp_table_add(&table, "%.1f", (double)load->n_tokens / seconds);
     mp_table_add(&table, "%.1f", load->all_to_ns ? (double)load->all_to_data / together : 0.0);
     mp_table_add(&table, "%.2f", seconds);

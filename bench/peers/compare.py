@@ -15,12 +15,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
+from programs import HERE, MEPIC, ROOT, measured
+
 VERSION = "0.3.36"
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
 MEASURES = {  # name: (what, context, tokens)
     "decode@0": ("decode", 0, 64),
     "decode@2048": ("decode", 2048, 32),
@@ -48,19 +47,12 @@ def run_peer(python, model, measure, threads, setting):
 
 def run_mepic(model, measure, threads):
     what, context, tokens = MEASURES[measure]
-    with tempfile.TemporaryDirectory() as directory:
-        table = os.path.join(directory, "table.csv")
-        program = os.path.join(ROOT, "build", "release", "mepic")
-        command = [program, "bench", what, "-m", model, "--threads", str(threads), "--repeats", "3", "--quiet",
-                   "--csv", table]
-        if what == "decode":
-            command += ["--contexts", str(context), "--batches", "1", "--tokens", str(tokens)]
-        else:
-            command += ["--lengths", str(tokens)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        with open(table, newline="") as file:
-            [row] = csv.DictReader(line for line in file if not line.startswith("#"))
-    return float(row["tokens/s"])
+    command = [MEPIC, "bench", what, "-m", model, "--threads", str(threads), "--repeats", "3", "--quiet"]
+    if what == "decode":
+        command += ["--contexts", str(context), "--batches", "1", "--tokens", str(tokens)]
+    else:
+        command += ["--lengths", str(tokens)]
+    return float(measured(command)["tokens/s"])
 
 
 def setting_name(setting):

@@ -18,19 +18,14 @@ import csv
 import json
 import os
 import random
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-BUILD = os.path.join(ROOT, "build", "release")
+from programs import HERE, MEPIC, Server, servers
+
 SYSTEM = "Answer the question with a short span copied from the documents. Do not explain."
 COLUMNS = ["prompts", "cached", "first p50", "first p95", "tokens/s", "seconds", "CPU s"]
 
@@ -57,82 +52,47 @@ def body(documents, question, reuse, tokens):
     return {**value, "messages": [system, {"role": "user", "content": text}]}
 
 
-def load(port, bodies, clients, work):
-    path, table = os.path.join(work, "bodies"), os.path.join(work, "table.csv")
+def load(server, bodies, clients, work):
+    path = os.path.join(work, "bodies")
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(b) + "\n" for b in bodies)
-    command = [os.path.join(BUILD, "bench", "bench_load"), "--port", str(port), "--streams", str(clients), "--requests",
-               str(len(bodies)), "--silence", "1200", "--bodies", path, "--csv", table]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(run.stdout + run.stderr)
-    with open(table, newline="", encoding="ascii") as file:
-        [row] = csv.DictReader(line for line in file if not line.startswith("#"))
-    return row
-
-
-class Server:
-    def __init__(self, command, port):
-        # Where others use the machine, threads of llama.cpp that wait by spinning lose most of its time.
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env={"OMP_WAIT_POLICY": "passive", **os.environ})
-        self.name, self.port = os.path.basename(command[0]), port
-
-    def cpu_seconds(self):
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
-            times = file.read().rsplit(")", 1)[1].split()[11:13]  # in user mode, in the system
-        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-
-    def wait(self):
-        while self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health"):
-                    return
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.2)
-        sys.exit(f"{self.name} did not start")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return server.load("--streams", str(clients), "--requests", str(len(bodies)), "--bodies", path)
 
 
 def start_mepic(args):
-    port, threads = free_port(), str(args.threads)
-    return Server([os.path.join(BUILD, "mepic"), "serve", "-m", args.model, "--port", str(port), "-q", "-t", threads],
-                  port)
+    return Server([MEPIC, "serve", "-m", args.model, "-q", "-t", str(args.threads)])
 
 
 def start_peer(args, reuse):
-    port, threads = free_port(), str(args.threads)
-    return Server([args.peer, "-m", args.model, "--port", str(port), "-t", threads, "-tb", threads, "-np",
-                   str(args.slots), "-c", str(args.slots * args.context), "--cache-reuse", str(reuse)], port)
+    threads = str(args.threads)
+    return Server([args.peer, "-m", args.model, "-t", threads, "-tb", threads, "-np", str(args.slots), "-c",
+                   str(args.slots * args.context), "--cache-reuse", str(reuse)])
 
 
-def start_all(args, rows):
-    """Adds {name of a row: (server, "reuse" of its requests)} one by one: the caller ends those that were started."""
-    mepic = start_mepic(args)
-    rows.update({f"mepic, {reuse}": (mepic, reuse) for reuse in ("none", "prefix", "mepic")})
+def start_all(args, started):
+    """{name of a row: (server, "reuse" of its requests)}; the caller ends what is in `started`."""
+    started.append(start_mepic(args))
+    rows = {f"mepic, {reuse}": (started[0], reuse) for reuse in ("none", "prefix", "mepic")}
     if args.peer:
-        rows["llama-server"] = (start_peer(args, 0), None)
-        rows[f"llama-server --cache-reuse {args.cache_reuse}"] = (start_peer(args, args.cache_reuse), None)
+        for name, reuse in (("llama-server", 0), (f"llama-server --cache-reuse {args.cache_reuse}", args.cache_reuse)):
+            started.append(start_peer(args, reuse))
+            rows[name] = (started[-1], None)
+    return rows
 
 
-def measure(args, servers, work):
+def measure(args, named, work):
     paragraphs, _ = draw_requests(args, 0)
-    names = list(servers)
-    for server, reuse in servers.values():
+    names = list(named)
+    for server, reuse in named.values():
         server.wait()
-        load(server.port, [body([p], "Which?", reuse, 1) for p in paragraphs], args.clients, work)
+        load(server, [body([p], "Which?", reuse, 1) for p in paragraphs], args.clients, work)
     rows = {name: [] for name in names}
     for number in range(args.rounds):
         _, requests = draw_requests(args, number + 1)
         for name in names[number % len(names):] + names[:number % len(names)]:
-            server, reuse = servers[name]
+            server, reuse = named[name]
             before = server.cpu_seconds()
-            row = load(server.port, [body(d, q, reuse, args.tokens) for d, q in requests], args.clients, work)
+            row = load(server, [body(d, q, reuse, args.tokens) for d, q in requests], args.clients, work)
             rows[name].append({**row, "CPU s": f"{server.cpu_seconds() - before:.2f}"})
             print(f"# round {number + 1}, load {os.getloadavg()[0]:.1f}, {name}: "
                   + ", ".join(f"{c} {rows[name][-1][c]}" for c in COLUMNS), file=sys.stderr, flush=True)
@@ -183,17 +143,8 @@ def main():
     print(f"# {os.path.basename(args.model)}, {args.threads} threads, {args.clients} clients, {args.requests} requests "
           f"a round of {args.documents} of {args.pool} paragraphs, {args.tokens} tokens each, {args.rounds} rounds, "
           f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.1f}; times in ms", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers end, too
-    with tempfile.TemporaryDirectory() as work:
-        servers = {}
-        try:
-            start_all(args, servers)
-            report(args, measure(args, servers, work))
-        finally:
-            for server, _ in servers.values():
-                server.process.terminate()
-            for server, _ in servers.values():
-                server.process.wait()
+    with tempfile.TemporaryDirectory() as work, servers() as started:
+        report(args, measure(args, start_all(args, started), work))
 
 
 main()
