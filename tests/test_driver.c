@@ -4,11 +4,16 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "serve/exchange.h"
 #include "support/replies.h"
@@ -153,11 +158,65 @@ static void the_first_burst_of_connections_finds_room_for_their_descriptors(void
     mepic_engine_close(engine);
 }
 
+/* ---- No descriptor is left --------------------------------------------------------------------------------------- */
+
+static pthread_t tester;
+static sem_t rests; /* a thread of HTTP waits without being told who knocks */
+
+int __real_poll(struct pollfd *fds, nfds_t n, int timeout);
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout);
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout) {
+    if (n == 1 && timeout > 0 && !pthread_equal(pthread_self(), tester)) sem_post(&rests);
+    return __real_poll(fds, n, timeout);
+}
+
+/* Whoever opens a file is told that there are too many; gives what was allowed. */
+static struct rlimit take_all_descriptors(void) {
+    struct rlimit all, none;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &all), 0);
+    none = all;
+    int lowest = dup(STDIN_FILENO);
+    assert_true(lowest >= 0);
+    close(lowest);
+    none.rlim_cur = (rlim_t)lowest;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    return all;
+}
+
+/* With no connection, libmicrohttpd tries to take the one that knocks again and again. */
+static void a_thread_without_a_descriptor_for_a_client_rests(void **state) {
+    (void)state;
+    tester = pthread_self();
+    sem_init(&rests, 0, 0);
+    const mepic_engine_options options = tiny_options();
+    engine = open_engine(&options);
+    const mp_server_options serve = default_options();
+    start(&serve);
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port) };
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    http_client c = { .fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0) };
+    assert_true(c.fd >= 0);
+    const struct rlimit all = take_all_descriptors();
+    assert_int_equal(connect(c.fd, (struct sockaddr *)&address, sizeof address), 0);
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 60;
+    for (int i = 0; i < MP_HTTP_THREADS; i++) {
+        if (sem_timedwait(&rests, &until) != 0) fail_msg("a thread did not rest for a minute");
+    }
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &all), 0);
+    ask_health(&c, "after", "close");
+    http_close(&c);
+    stop();
+    mepic_engine_close(engine);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_burst_of_connections_finds_room_for_their_descriptors),
         cmocka_unit_test(a_full_batch_of_ready_connections_is_served),
         cmocka_unit_test(a_full_server_listens_again),
+        cmocka_unit_test(a_thread_without_a_descriptor_for_a_client_rests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,8 @@
 
 #include "base/mem.h"
 
+enum { STARVED_MS = 100 };
+
 struct mp_driver {
     struct MHD_Daemon *daemon;
     int wake;                  /* readable when somebody woke */
@@ -45,15 +47,26 @@ static void take_wakes(int fd) {
     (void)n; // who reads nothing finds nothing
 }
 
+static bool no_descriptor_is_left(void) {
+    int fd = eventfd(0, EFD_CLOEXEC);
+    if (fd >= 0) close(fd);
+    return fd < 0;
+}
+
+/* A daemon that cannot take a connection for want of a descriptor stops listening until one of its own is closed. If it
+ * has none, it goes on to be told that somebody knocks: then the thread looks for a descriptor from time to time. */
 static void *run(void *arg) {
     mp_driver *driver = arg;
     int events = MHD_get_daemon_info(driver->daemon, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd;
-    struct pollfd fds[] = { { .fd = events, .events = POLLIN }, { .fd = driver->wake, .events = POLLIN } };
+    struct pollfd fds[] = { { .fd = driver->wake, .events = POLLIN }, { .fd = events, .events = POLLIN } };
+    bool starved = false;
     while (!atomic_load(&driver->ending)) {
-        int patience = patience_ms(driver->daemon);
-        if (patience != 0 && poll(fds, 2, patience) > 0 && fds[1].revents) take_wakes(driver->wake);
+        int patience = starved ? STARVED_MS : patience_ms(driver->daemon);
+        if (patience != 0 && poll(fds, starved ? 1 : 2, patience) > 0 && fds[0].revents) take_wakes(driver->wake);
         atomic_store(&driver->woken, false); // before the run: whoever comes later wakes again
+        bool had_none = connections(driver->daemon) == 0;
         run_daemon(driver->daemon);
+        starved = had_none && connections(driver->daemon) == 0 && no_descriptor_is_left();
     }
     return NULL;
 }
