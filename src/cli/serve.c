@@ -172,19 +172,23 @@ static mepic_status load(const serve_flags *f, mp_session *session, mepic_error 
     return status;
 }
 
-/* Each connection is a descriptor, and many systems give 1,024 unless asked. */
-static void raise_descriptors(const serve_flags *f) {
+/* Each connection is a descriptor, and many systems give 1,024 unless asked. Where the hard limit is lower than all
+ * need, as many are taken as there are descriptors for. */
+static void fit_descriptors(serve_flags *f) {
     struct rlimit limit;
     rlim_t wanted = (rlim_t)f->max_connections + DESCRIPTORS_BESIDES;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
     limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
     setrlimit(RLIMIT_NOFILE, &limit);
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
-    mp_log_write(
-        &f->log, MEPIC_LOG_WARN,
-        "%llu open files are allowed and %u connections need %llu: raise the limit (ulimit -n, LimitNOFILE=), or "
-        "lower --max-connections",
-        (unsigned long long)limit.rlim_cur, f->max_connections, (unsigned long long)wanted);
+    rlim_t besides = limit.rlim_cur / 2 < DESCRIPTORS_BESIDES ? limit.rlim_cur / 2 : DESCRIPTORS_BESIDES;
+    uint32_t given = f->max_connections, room = (uint32_t)(limit.rlim_cur - besides);
+    if (room >= given) return;
+    f->max_connections = room;
+    mp_log_write(&f->log, MEPIC_LOG_WARN,
+                 "%llu open files are allowed, so %u connections are taken at a time; %u need %llu: raise the limit "
+                 "(ulimit -n, LimitNOFILE=), or lower --max-connections",
+                 (unsigned long long)limit.rlim_cur, f->max_connections, given, (unsigned long long)wanted);
 }
 
 static bool take_signal(int fd) {
@@ -268,7 +272,7 @@ int mp_cli_serve(int argc, char **argv) {
     mepic_error err;
     mepic_status status = read_files(&f, &files, &err);
     int signals = catch_signals();
-    raise_descriptors(&f);
+    fit_descriptors(&f);
     mp_session session;
     if (status == MEPIC_OK) status = load(&f, &session, &err);
     if (status == MEPIC_OK) {
