@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,6 +117,20 @@ static void bad_options_are_named(void **state) {
     REFUSED("--public-documents: /nonexistent", "-m", model(), "--public-documents", "/nonexistent");
     REFUSED("API keys", ENGINE, "--host", "0.0.0.0", "--port", "0");
     REFUSED("host", ENGINE, "--host", "no host", "--port", "0");
+}
+
+/* Loading can take minutes; nobody is to wait so long to hear of it. */
+static void a_port_in_use_is_told_before_the_model_is_loaded(void **state) {
+    (void)state;
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t len = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&address, len) == 0 && listen(fd, 1) == 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &len), 0);
+    char number[8];
+    snprintf(number, sizeof number, "%u", ntohs(address.sin_port));
+    REFUSED("in use", "-m", "/nonexistent.gguf", "--port", number);
+    close(fd);
 }
 
 /* ---- The same as `mepic run` ------------------------------------------------------------------------------------- */
@@ -538,6 +553,7 @@ int main(int argc, char **argv) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_options_are_named),
+        cmocka_unit_test(a_port_in_use_is_told_before_the_model_is_loaded),
         cmocka_unit_test(a_reply_is_what_run_gives),
         cmocka_unit_test(chat_talks_to_a_server),
         cmocka_unit_test(a_client_cannot_forge_a_line_of_log),

@@ -106,10 +106,10 @@ static mepic_status read_files(const serve_flags *f, serve_files *out, mepic_err
     return status == MEPIC_OK ? MEPIC_OK : mp_fail(err, status, "%s: %s", option, why.message);
 }
 
-static mepic_status open_server(const serve_flags *f, mp_session *session, const serve_files *files,
-                                const char *file_name, mp_server **out, mepic_error *err) {
-    mp_server_options options = {
-        .engine = session->engine,
+/* All but the engine. file_name stays in use. */
+static mepic_status server_options(const serve_flags *f, const serve_files *files, const char *file_name,
+                                   mp_server_options *out, mepic_error *err) {
+    *out = (mp_server_options){
         .host = f->host,
         .port = (uint16_t)f->port,
         .keys = files->keys,
@@ -129,12 +129,12 @@ static mepic_status open_server(const serve_flags *f, mp_session *session, const
     if (f->names.n > MP_SERVED_NAMES_MAX) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "--alias may be given at most %d times", MP_SERVED_NAMES_MAX);
     }
-    for (uint32_t i = 0; i < f->names.n; i++) options.names[i] = f->names.items[i];
+    for (uint32_t i = 0; i < f->names.n; i++) out->names[i] = f->names.items[i];
     if (f->names.n == 0) {
-        options.names[0] = file_name;
-        options.n_names = 1;
+        out->names[0] = file_name;
+        out->n_names = 1;
     }
-    return mp_server_open(&options, out, err);
+    return MEPIC_OK;
 }
 
 /* Blocks the signals that end the server, for this thread and those it starts, and makes them readable. */
@@ -233,19 +233,27 @@ static int run_server(mp_server *server, const mp_log *log, int signals, uint32_
     return mp_server_broken(server) ? broken(log) : MP_EXIT_OK;
 }
 
-static int serve(const serve_flags *f, mp_session *session, const serve_files *files, int signals) {
-    char file_name[256];
-    name_of_file(f->engine.model, file_name, sizeof file_name);
-    mp_server *server;
-    mepic_error err;
-    mepic_status status = open_server(f, session, files, file_name, &server, &err);
-    if (status != MEPIC_OK) {
-        mp_log_write(&f->log, MEPIC_LOG_ERROR, "%s", err.message);
-        return mp_exit_status(status);
+/* The model is loaded behind everything that can be wrong without it. */
+static mepic_status open_server(const serve_flags *f, mp_server_options *options, mp_session *session, mp_server **out,
+                                mepic_error *err) {
+    int bound;
+    mepic_status status = mp_server_bind(options, &bound, err);
+    if (status != MEPIC_OK) return status;
+    status = load(f, session, err);
+    if (status == MEPIC_OK) {
+        options->engine = session->engine;
+        options->bound = &bound;
+        status = mp_server_open(options, out, err);
+        if (status != MEPIC_OK) mp_session_close(session);
     }
+    close(bound);
+    return status;
+}
+
+static int serve(const serve_flags *f, const mp_server_options *options, mp_server *server, int signals) {
     bool v6 = f->host && strchr(f->host, ':');
     char where[640];
-    snprintf(where, sizeof where, "%s at http://%s%s%s:%u", f->names.n ? f->names.items[0] : file_name, v6 ? "[" : "",
+    snprintf(where, sizeof where, "%s at http://%s%s%s:%u", options->names[0], v6 ? "[" : "",
              f->host ? f->host : "127.0.0.1", v6 ? "]" : "", mp_server_port(server));
     printf("mepic serve: %s\n", where);
     fflush(stdout);
@@ -273,10 +281,15 @@ int mp_cli_serve(int argc, char **argv) {
     mepic_status status = read_files(&f, &files, &err);
     int signals = catch_signals();
     fit_descriptors(&f);
+    char file_name[256];
+    name_of_file(f.engine.model ? f.engine.model : "", file_name, sizeof file_name);
+    mp_server_options options;
     mp_session session;
-    if (status == MEPIC_OK) status = load(&f, &session, &err);
+    mp_server *server;
+    if (status == MEPIC_OK) status = server_options(&f, &files, file_name, &options, &err);
+    if (status == MEPIC_OK) status = open_server(&f, &options, &session, &server, &err);
     if (status == MEPIC_OK) {
-        result = serve(&f, &session, &files, signals);
+        result = serve(&f, &options, server, signals);
         mp_session_close(&session);
     } else {
         mp_log_write(&f.log, MEPIC_LOG_ERROR, "%s", err.message);

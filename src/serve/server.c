@@ -428,40 +428,60 @@ static uint16_t port_of(int fd) {
     return getsockname(fd, (struct sockaddr *)&address, &len) == 0 ? ntohs(address.sin6_port) : 0;
 }
 
-static mepic_status bind_address(mp_server *server, const struct addrinfo *address, const char *host,
+static const char *host_of(const mp_server_options *o) {
+    return o->host ? o->host : "127.0.0.1";
+}
+
+static mepic_status fail_address(const mp_server_options *o, mepic_error *err) {
+    return mp_fail(err, MEPIC_ERR_IO, "%s, port %u: %s", host_of(o), o->port, strerror(errno));
+}
+
+static mepic_status bind_address(const mp_server_options *o, const struct addrinfo *address, int *out,
                                  mepic_error *err) {
-    const mp_server_options *o = &server->options;
     if (!o->keys && !o->allow_open && !is_loopback(address->ai_addr)) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT,
                        "host %s can be reached from outside and there are no API keys; name a file of keys "
                        "(--api-key-file), or say "
                        "that everybody may ask (--allow-everybody)",
-                       host);
+                       host_of(o));
     }
     int on = 1, fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return mp_fail(err, MEPIC_ERR_IO, "no socket: %s", strerror(errno));
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(fd, address->ai_addr, address->ai_addrlen) != 0 || listen(fd, 1024) != 0) {
-        mepic_status status = mp_fail(err, MEPIC_ERR_IO, "%s, port %u: %s", host, o->port, strerror(errno));
+    if (bind(fd, address->ai_addr, address->ai_addrlen) != 0) {
+        mepic_status status = fail_address(o, err);
         close(fd);
         return status;
     }
-    server->listener = fd;
-    server->port = port_of(fd);
+    *out = fd;
     return MEPIC_OK;
 }
 
-static mepic_status open_listener(mp_server *server, mepic_error *err) {
-    const char *host = server->options.host;
+mepic_status mp_server_bind(const mp_server_options *o, int *out, mepic_error *err) {
     const struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV };
     struct addrinfo *addresses;
     char port[8];
-    snprintf(port, sizeof port, "%u", server->options.port);
-    int failed = getaddrinfo(host, port, &hints, &addresses);
-    if (failed) return mp_fail(err, MEPIC_ERR_ARGUMENT, "host %s: %s", host, gai_strerror(failed));
-    mepic_status status = bind_address(server, addresses, host, err);
+    snprintf(port, sizeof port, "%u", o->port);
+    int failed = getaddrinfo(host_of(o), port, &hints, &addresses);
+    if (failed) return mp_fail(err, MEPIC_ERR_ARGUMENT, "host %s: %s", host_of(o), gai_strerror(failed));
+    mepic_status status = bind_address(o, addresses, out, err);
     freeaddrinfo(addresses);
     return status;
+}
+
+static mepic_status open_listener(mp_server *server, mepic_error *err) {
+    const mp_server_options *o = &server->options;
+    mepic_status status = MEPIC_OK;
+    if (o->bound) {
+        server->listener = fcntl(*o->bound, F_DUPFD_CLOEXEC, 0);
+        if (server->listener < 0) status = mp_fail(err, MEPIC_ERR_IO, "no descriptor: %s", strerror(errno));
+    } else {
+        status = mp_server_bind(o, &server->listener, err);
+    }
+    if (status != MEPIC_OK) return status;
+    if (listen(server->listener, 1024) != 0) return fail_address(o, err); // somebody else may, since it was bound
+    server->port = port_of(server->listener);
+    return MEPIC_OK;
 }
 
 /* ---- Open and close ---------------------------------------------------------------------------------------------- */
@@ -475,7 +495,6 @@ static void note_event(void *user) {
 
 static void fill_defaults(mp_server *server) {
     mp_server_options *o = &server->options;
-    if (!o->host) o->host = "127.0.0.1";
     if (!o->max_replies) o->max_replies = 1024;
     if (!o->max_tokens) o->max_tokens = 16 << 20;
     if (!o->max_connections) o->max_connections = 4096;
