@@ -171,6 +171,7 @@ template <int ROWS, bool ADD> __device__ void multiply_stages(const params &p, c
         mp_products_wait<0>();
         mp_hold(d);
         hand_back(r, last);
+        asm volatile("" : "+r"(first)); /* places are computed again, not kept on the stack */
         if (ADD) {
 #pragma unroll
             for (int k = 0; k < ROWS / 2; k++) d[k] = __fadd_rn(d[k], before[k]);

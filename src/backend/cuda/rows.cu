@@ -1,9 +1,9 @@
 /* What happens to single rows between the matrix products. A row's numbers come from that row alone, and every sum has
  * one order that depends on the row's length only, so a row has the same bits in any company and in any bucket.
  *
- * All of it is bound by memory: 16 bytes a thread and access, every value read once; with few rows by latency: norm and
- * SwiGLU begin before the kernels in front have ended (early.cuh). Rows behind a step's last one hold whatever they
- * held; what would write outside the activations for them (pages) does nothing. */
+ * All of it is bound by memory: 16 bytes a thread and access, every value read once; with few rows by latency: norm,
+ * store and SwiGLU begin before the kernels in front have ended (early.cuh). Rows behind a step's last one hold
+ * whatever they held; what would write outside the activations for them (pages) does nothing. */
 #include "backend/cuda/kernels.h"
 
 #include <cuda_fp8.h>
@@ -272,12 +272,14 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     uint32_t turned = is_q || is_v ? 0 : 2 * s.rope.n_pairs; /* columns */
     size_t to_value = is_q || is_v ? 0 : (size_t)s.n_kv_heads * s.head_dim;
     const mp_bf16 *from = s.qkv + (size_t)r * per_row * s.head_dim + at;
-    if (here) unpack(*(const uint4 *)from, v);
-    if (here && to_value) unpack(*(const uint4 *)(from + to_value), value);
-    if (FEW && here) load_turns(s.rope, c, turned, turns);
+    mp_let_next_begin();
     here = here && r < s.work.counts->n_rows;
     mp_cu_row row = {};
+    if (FEW && here) load_turns(s.rope, c, turned, turns);
     if (FEW && here) row = s.work.rows[r];
+    mp_wait_for_inputs();
+    if (here) unpack(*(const uint4 *)from, v);
+    if (here && to_value) unpack(*(const uint4 *)(from + to_value), value);
     if (here && s.bias) {
 #pragma unroll
         for (uint32_t j = 0; j < UNIT; j++) {
@@ -329,8 +331,7 @@ cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t
     auto kernel = few ? store_rows<32, true> : store_rows<32, false>;
     if (lanes == 8) kernel = few ? store_rows<8, true> : store_rows<8, false>;
     if (lanes == 16) kernel = few ? store_rows<16, true> : store_rows<16, false>;
-    kernel<<<(uint32_t)grid, STORE_THREADS, 0, stream>>>(*s, n_rows);
-    return cudaGetLastError();
+    return mp_launch_early(kernel, (uint32_t)grid, STORE_THREADS, 0, stream, *s, n_rows);
 }
 
 /* ---- SwiGLU, e4m3 and pages -------------------------------------------------------------------------------------- */
