@@ -57,8 +57,10 @@ if has_part check; then
         program=$(find_program "test_cuda_$test") || continue
         step "$test" "$program"
         [ -z "${SANITIZE:-}" ] || for tool in memcheck racecheck initcheck; do
+            single=
+            [ "$test-$tool" != sample-racecheck ] || single=single
             step "$test-$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 --suppressions bench/sanitizer.xml \
-                "$program" small
+                "$program" small $single
         done
     done
     program=$(find_program test_cuda_faults) && step faults "$program"

@@ -45,13 +45,14 @@ template <int D> struct shared {
     uint8_t q[2][TILE_ROWS * D * 2];
     uint32_t ones[64]; /* [16, 8] in bf16 */
     uint64_t full[N_STAGES], empty[N_STAGES], q_full[2], q_empty[2], taken[N_TILES];
+    uint64_t copied[N_LISTS]; /* all copies that the list names are under way */
     uint64_t mask[2][TILE_READERS];
     uint32_t window[2][TILE_READERS], slot[2][TILE_READERS];
     int32_t delta[TILE_READERS];
     uint32_t row[TILE_READERS];
     uint32_t pages[N_LISTS][64];
     tile tiles[N_TILES];
-    volatile uint32_t issued; /* stages whose copies are under way */
+    uint32_t issued; /* stages whose copies are under way; atomic, and orders nothing */
 };
 
 /* ---- Feeding ----------------------------------------------------------------------------------------------------- */
@@ -86,11 +87,12 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
     }
     uint32_t at_once = min((uint32_t)TILE_READERS, TILE_ROWS / (a.n_heads / a.n_kv_heads));
     uint32_t first = 0, left = 0, kv_head = 0;
-    uint32_t ends[N_LISTS] = { 0 }; /* stages up to the end of the last tiles, the newest first */
+    uint32_t end = 0; /* of the last tile, in stages */
     for (uint32_t n = 0;; n++) {
         tile t = { 0, 0, 0, 0, 0, 0, 0, 0 };
-        while ((int32_t)(sh.issued - ends[N_LISTS - 1]) < 0 || (int32_t)(ends[0] - sh.issued) > AHEAD) __nanosleep(64);
+        while (lane == 0 && (int32_t)(end - atomicAdd(&sh.issued, 0)) > AHEAD) __nanosleep(64);
         __syncwarp();
+        mp_barrier_wait(mp_shared(&sh.copied[n % N_LISTS]), (n / N_LISTS & 1) ^ 1);
         if (!left) {
             if (n > 0 && unit < n_units) item = load_item(a, unit);
             if (unit < n_units) {
@@ -121,13 +123,10 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
             left -= t.n_readers;
         }
         if (lane == 0) sh.tiles[n % sh.N_TILES] = t;
-        __syncwarp();
-        if (lane == 0) mp_barrier_arrive(mp_shared(&sh.taken[n % sh.N_TILES]));
+        mp_barrier_arrive(mp_shared(&sh.taken[n % sh.N_TILES]));
         if (n == 0) mp_wait_for_inputs(); /* the counter may be that of a decode kernel that has not ended */
         if (!t.n_readers) break;
-#pragma unroll
-        for (int i = N_LISTS - 1; i > 0; i--) ends[i] = ends[i - 1];
-        ends[0] += t.end_stage - t.first_stage;
+        end += t.end_stage - t.first_stage;
         if (left) continue;
         if (lane == 0) unit = take_unit(a.work.counts, n_units, n_blocks, n_back, back);
         unit = __shfl_sync(~0u, unit, 0);
@@ -164,8 +163,9 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
                 mp_copy_keys<D>(to, from, min(piece, n_keys - lane * piece), full, t.alone ? once : again);
             }
             __syncwarp();
-            if (lane == 0) sh.issued = count + 1;
+            if (lane == 0) atomicExch(&sh.issued, count + 1);
         }
+        mp_barrier_arrive(mp_shared(&sh.copied[n % N_LISTS]));
     }
 }
 
@@ -326,8 +326,7 @@ __device__ __forceinline__ void store(const mp_cu_attend &a, const state<D> &st,
 }
 
 template <int D> __device__ __forceinline__ void hand_back(shared<D> &sh, uint32_t slot) {
-    __syncwarp();
-    if ((threadIdx.x & 31) == 0) mp_barrier_arrive(mp_shared(&sh.empty[slot]));
+    mp_barrier_arrive(mp_shared(&sh.empty[slot]));
 }
 
 /* Starts S of a stage. */
@@ -457,7 +456,7 @@ __device__ __forceinline__ void open_state(const mp_cu_attend &a, const shared<D
 /* The warpgroups that compute. Tiles of up to 64 rows are taken in turns, so that the end of one and the beginning of
  * the next are computed together. */
 template <int D> __device__ void attend_tiles(const mp_cu_attend &a, shared<D> &sh) {
-    uint32_t wg = threadIdx.x / 128, lane = threadIdx.x & 31, count = 0;
+    uint32_t wg = threadIdx.x / 128, count = 0;
     state<D> st;
     for (uint32_t n = 0;; n++) {
         uint32_t buffer = n & 1, at[2];
@@ -476,8 +475,7 @@ template <int D> __device__ void attend_tiles(const mp_cu_attend &a, shared<D> &
             pass_stages(sh, count, count + n_stages);
         }
         count += n_stages;
-        __syncwarp();
-        if (lane == 0) mp_barrier_arrive(mp_shared(&sh.q_empty[buffer]));
+        mp_barrier_arrive(mp_shared(&sh.q_empty[buffer]));
         if (mine) store<D>(a, st, at);
     }
 }
@@ -486,13 +484,14 @@ template <int D> __device__ void open_shared(shared<D> &sh) {
     if (threadIdx.x == 0) {
         for (int i = 0; i < sh.N_STAGES; i++) {
             mp_barrier_init(mp_shared(&sh.full[i]), 1);
-            mp_barrier_init(mp_shared(&sh.empty[i]), GROUPS * 4);
+            mp_barrier_init(mp_shared(&sh.empty[i]), GROUPS * 128);
         }
         for (int i = 0; i < 2; i++) {
             mp_barrier_init(mp_shared(&sh.q_full[i]), QUERY_THREADS);
-            mp_barrier_init(mp_shared(&sh.q_empty[i]), GROUPS * 4);
+            mp_barrier_init(mp_shared(&sh.q_empty[i]), GROUPS * 128);
         }
-        for (int i = 0; i < sh.N_TILES; i++) mp_barrier_init(mp_shared(&sh.taken[i]), 1);
+        for (int i = 0; i < sh.N_TILES; i++) mp_barrier_init(mp_shared(&sh.taken[i]), 32);
+        for (int i = 0; i < N_LISTS; i++) mp_barrier_init(mp_shared(&sh.copied[i]), 32);
         sh.issued = 0;
     }
     if (threadIdx.x < 64) sh.ones[threadIdx.x] = MP_BF16_ONES;

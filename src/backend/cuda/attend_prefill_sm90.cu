@@ -437,8 +437,7 @@ static __device__ __forceinline__ uint32_t meet(const mp_cu_attend *a, shared<D>
     if (__builtin_expect(flags & NEW_QUERIES, 0)) {
         mp_barrier_wait(mp_shared(&sh->turned), (*n_jobs)++ & 1);
         load_queries<D>(q, sh->queries);
-        __syncwarp();
-        if ((threadIdx.x & 31) == 0) mp_barrier_arrive(mp_shared(&sh->loaded));
+        mp_barrier_arrive(mp_shared(&sh->loaded));
         if (WHOLE_ROPE) {
             const int2 *rows = &sh->rows[*n_units & 1][threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4];
             int32_t delta[2] = { rows[0].x - now->base, rows[8].x - now->base };
@@ -450,7 +449,6 @@ static __device__ __forceinline__ uint32_t meet(const mp_cu_attend *a, shared<D>
 
 template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume(const mp_cu_attend *a, shared<D> *sh) {
     const uint32_t lane = threadIdx.x & 31, m = threadIdx.x / 32 * 16 + lane / 4;
-    const bool leader = __shfl_sync(~0u, lane == 0, lane); /* kept: to read the lane again is slow */
     const float c = a->scale * MP_LOG2E;
     uint32_t q[D / 16][4], p[4][4], n_jobs = 0, n_units = 1; /* 2 at the first unit, whose rows are in rows[0] */
     float s[32], o[D / 2], f[2];
@@ -491,8 +489,7 @@ template <int D, bool WHOLE_ROPE> static __device__ __forceinline__ void consume
         /* Here, because the compiler would move the wait before the weights' arithmetic if nothing stood between. */
         uint32_t next_flags = meet<D, WHOLE_ROPE>(a, sh, &at, q, &n_jobs, &n_units);
         mp_products_wait<0>();
-        __syncwarp(); /* all lanes have read the stage's note */
-        if (begun && leader) mp_barrier_arrive(mp_shared(&sh->empty[done]));
+        if (begun) mp_barrier_arrive(mp_shared(&sh->empty[done]));
         begun = true;
         if (__builtin_expect(flags & NEW_CELL, 0)) {
             fold<D>(a, sh, &u, old, l, o, flags & NEW_UNIT);
@@ -527,14 +524,14 @@ static __global__ void __launch_bounds__(THREADS, 1) prefill(const __grid_consta
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < shape<D>::RING; i++) {
             mp_barrier_init(mp_shared(&sh->full[i]), 1);
-            mp_barrier_init(mp_shared(&sh->empty[i]), CONSUMERS / 32);
+            mp_barrier_init(mp_shared(&sh->empty[i]), CONSUMERS);
         }
         for (uint32_t i = 0; i < TICKETS; i++) {
             mp_barrier_init(mp_shared(&sh->posted[i]), 1);
             mp_barrier_init(mp_shared(&sh->read[i]), TURNERS);
         }
         mp_barrier_init(mp_shared(&sh->turned), TURNERS);
-        mp_barrier_init(mp_shared(&sh->loaded), CONSUMERS / 32);
+        mp_barrier_init(mp_shared(&sh->loaded), CONSUMERS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     mp_fence_async();

@@ -13,8 +13,8 @@ static __device__ __forceinline__ void mp_barrier_init(uint32_t barrier, uint32_
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 
-/* Speaks for the calling thread only: a lane arrives for its warp behind __syncwarp. racecheck of compute-sanitizer
- * (2025.3, 2026.4) does not follow that and reports what such arrivals guard: pages, notes, rows and queries. */
+/* Speaks for the calling thread only: where lanes of a warp have read or written, all of them arrive, and all wait who
+ * will. One lane for its warp, with __syncwarp, is not faster, and racecheck of compute-sanitizer does not follow it. */
 static __device__ __forceinline__ void mp_barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
