@@ -108,6 +108,35 @@ static void dequantize(void **state) {
     assert_int_equal(mp_cu_dequantize(7777, NULL, NULL, 8, NULL), cudaErrorInvalidValue);
 }
 
+/* ---- Lists ------------------------------------------------------------------------------------------------------- */
+
+/* Every word of a piece, and not one behind it. */
+static void copy_pieces(void **state) {
+    (void)state;
+    enum { WORDS = 300000, BEHIND = 64 };
+    static const uint32_t sizes[MP_CU_PIECES_MAX] = { 1, 2, 3, 4, 5, 1023, 32768, 32769, 4096, WORDS, 7, 131 };
+    mp_cu_pieces p = { .n = MP_CU_PIECES_MAX };
+    uint32_t *from[MP_CU_PIECES_MAX];
+    for (uint32_t i = 0; i < p.n; i++) {
+        void *pinned;
+        GPU(cudaMallocHost(&pinned, (sizes[i] + BEHIND) * sizeof(uint32_t)));
+        from[i] = pinned;
+        for (uint32_t k = 0; k < sizes[i] + BEHIND; k++) from[i][k] = (uint32_t)rng_next(&random_numbers) & 0x7fffffff;
+        void *to = gpu_new((sizes[i] + BEHIND) * sizeof(uint32_t), 0xff);
+        p.pieces[i] = (mp_cu_piece){ .from = from[i], .to = to, .n_words = sizes[i] };
+    }
+    GPU_DONE(mp_cu_copy_pieces(&p, NULL));
+    for (uint32_t i = 0; i < p.n; i++) {
+        uint32_t *got = gpu_get(p.pieces[i].to, (sizes[i] + BEHIND) * sizeof *got);
+        assert_memory_equal(got, from[i], sizes[i] * sizeof *got);
+        for (uint32_t k = sizes[i]; k < sizes[i] + BEHIND; k++) assert_int_equal(got[k], 0xffffffffu);
+        free(got);
+        gpu_free(p.pieces[i].to);
+        GPU(cudaFreeHost(from[i]));
+    }
+    GPU_DONE(mp_cu_copy_pieces(&(mp_cu_pieces){ 0 }, NULL));
+}
+
 /* ---- Embedding, norm, SwiGLU ------------------------------------------------------------------------------------- */
 
 static void embed(void **state) {
@@ -573,15 +602,11 @@ int main(void) {
     (void)cuda_world_device(&code); /* without code for the device every test says so */
     random_numbers = rng_open(20261124);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(dequantize),
-        cmocka_unit_test(quantize),
-        cmocka_unit_test(embed),
-        cmocka_unit_test(norm),
-        cmocka_unit_test(swiglu),
-        cmocka_unit_test(store),
-        cmocka_unit_test(store_saturates),
-        cmocka_unit_test(zero_pages),
-        cmocka_unit_test(store_keeps_nan_in_the_key),
+        cmocka_unit_test(dequantize),  cmocka_unit_test(quantize),
+        cmocka_unit_test(copy_pieces), cmocka_unit_test(embed),
+        cmocka_unit_test(norm),        cmocka_unit_test(swiglu),
+        cmocka_unit_test(store),       cmocka_unit_test(store_saturates),
+        cmocka_unit_test(zero_pages),  cmocka_unit_test(store_keeps_nan_in_the_key),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

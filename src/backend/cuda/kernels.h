@@ -202,6 +202,23 @@ cudaError_t mp_cu_swiglu(uint32_t n_rows, const mp_bf16 *gu, uint32_t n_ff, mp_c
  * MP_CU_MAX_QUANTIZED. */
 #define MP_CU_MAX_QUANTIZED 32768u
 cudaError_t mp_cu_quantize(uint32_t n_rows, const mp_bf16 *x, uint32_t n, mp_cu_matrix out, cudaStream_t stream);
+
+/* A part of a step's lists: from pinned host memory, which the kernel reads over the bus, to the device. */
+typedef struct mp_cu_piece {
+    const void *from; /* both start at multiples of 16 bytes */
+    void *to;
+    uint32_t n_words; /* of 4 bytes */
+} mp_cu_piece;
+
+enum { MP_CU_PIECES_MAX = 12 };
+
+typedef struct mp_cu_pieces {
+    uint32_t n;
+    mp_cu_piece pieces[MP_CU_PIECES_MAX];
+} mp_cu_pieces;
+
+/* Copies all pieces in one launch. */
+cudaError_t mp_cu_copy_pieces(const mp_cu_pieces *p, cudaStream_t stream);
 /* Zeroes pages; n from device memory, at most max_pages. */
 cudaError_t mp_cu_zero_pages(const uint32_t *pages, const uint32_t *n, uint32_t max_pages, uint8_t *slab,
                              size_t page_bytes, cudaStream_t stream);

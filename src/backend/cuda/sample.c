@@ -9,19 +9,19 @@ struct mp_cu_sampler {
     uint32_t n_rows, n_adjusts;         /* of this step, */
     uint32_t n_rows_run, n_adjusts_run; /* and those that were run */
     uint32_t *at;                       /* [n_vocab] 1 + which adjustment of the row a token has; 0 between uses */
-    /* Pinned, in turn for one step and the next; and their copies on the device. */
+    /* Pinned, in turn for one step and the next. The kernel reads draws and writes what it has drawn right there: each
+     * row's once, which is less than a copy costs. */
     mp_cu_draw *draws[2];
-    mp_cu_adjust *adjusts[2];
     mp_cu_drawn *drawn[2];
+    mp_cu_adjust *adjusts[2];
     uint32_t turn;
-    void *device_draws, *device_adjusts, *device_drawn, *saved, *tokens;
+    void *device_adjusts, *saved, *tokens; /* on the device */
 };
 
 void mp_cu_sampler_close(mp_cu_sampler *s) {
     if (!s) return;
-    void *const taken[] = { s->draws[0], s->draws[1], s->adjusts[0],    s->adjusts[1],
-                            s->drawn[0], s->drawn[1], s->device_draws,  s->device_drawn,
-                            s->saved,    s->tokens,   s->device_adjusts };
+    void *const taken[] = { s->draws[0], s->draws[1], s->adjusts[0], s->adjusts[1],    s->drawn[0],
+                            s->drawn[1], s->saved,    s->tokens,     s->device_adjusts };
     for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) mp_cu_drop(s->device, taken[i]);
     mp_free(s->at);
     mp_free(s);
@@ -48,9 +48,7 @@ mepic_status mp_cu_sampler_open(mp_cu_device *device, uint32_t n_vocab, uint32_t
         { &pinned[3], max_adjusts * sizeof(mp_cu_adjust), true },
         { &pinned[4], max_rows * sizeof(mp_cu_drawn), true },
         { &pinned[5], max_rows * sizeof(mp_cu_drawn), true },
-        { &s->device_draws, max_rows * sizeof(mp_cu_draw), false },
         { &s->device_adjusts, max_adjusts * sizeof(mp_cu_adjust), false },
-        { &s->device_drawn, max_rows * sizeof(mp_cu_drawn), false },
         { &s->saved, max_adjusts * sizeof(float), false },
         { &s->tokens, max_seqs * sizeof(int32_t), false },
     };
@@ -167,29 +165,20 @@ bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob)
     return true;
 }
 
-/* Elements [first, n) of a host's list, to the same places of the device's. */
-static bool copy(mp_cu_device *d, void *to, const void *from, size_t size, uint32_t first, uint32_t n,
-                 enum cudaMemcpyKind kind, cudaStream_t stream) {
-    return n == first || CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)to + first * size, (const uint8_t *)from + first * size,
-                                                     (n - first) * size, kind, stream));
-}
-
 bool mp_cu_sampler_run(mp_cu_sampler *s, float *logits, cudaStream_t stream) {
     mp_cu_device *d = s->device;
-    uint32_t first = s->n_rows_run, n = s->n_rows - first;
+    uint32_t first = s->n_rows_run, n = s->n_rows - first, first_adjust = s->n_adjusts_run;
     if (n == 0) return true;
-    bool ok = copy(d, s->device_draws, s->draws[s->turn], sizeof(mp_cu_draw), first, s->n_rows, cudaMemcpyHostToDevice,
-                   stream) &&
-              copy(d, s->device_adjusts, s->adjusts[s->turn], sizeof(mp_cu_adjust), s->n_adjusts_run, s->n_adjusts,
-                   cudaMemcpyHostToDevice, stream) &&
-              CUDA_TRY(d, mp_cu_sample_rows((mp_cu_draw *)s->device_draws + first, n, s->device_adjusts, s->saved,
-                                            logits, s->n_vocab, mp_cu_sample_blocks(d, n),
-                                            (mp_cu_drawn *)s->device_drawn + first, s->tokens, stream)) &&
-              copy(d, s->drawn[s->turn], s->device_drawn, sizeof(mp_cu_drawn), first, s->n_rows, cudaMemcpyDeviceToHost,
-                   stream);
     s->n_rows_run = s->n_rows;
     s->n_adjusts_run = s->n_adjusts;
-    return ok;
+    mp_cu_adjust *adjusts = s->device_adjusts;
+    bool copied =
+        s->n_adjusts == first_adjust ||
+        CUDA_TRY(d, cudaMemcpyAsync(adjusts + first_adjust, s->adjusts[s->turn] + first_adjust,
+                                    (s->n_adjusts - first_adjust) * sizeof *adjusts, cudaMemcpyHostToDevice, stream));
+    return copied &&
+           CUDA_TRY(d, mp_cu_sample_rows(s->draws[s->turn] + first, n, adjusts, s->saved, logits, s->n_vocab,
+                                         mp_cu_sample_blocks(d, n), s->drawn[s->turn] + first, s->tokens, stream));
 }
 
 const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago) {

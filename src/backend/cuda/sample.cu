@@ -589,7 +589,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
                 uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens) {
     extern __shared__ uint4 memory[];
     shared *s = (shared *)memory;
-    const mp_cu_draw d = draws[blockIdx.x / n_blocks];
+    __shared__ mp_cu_draw draw; /* read once: it may lie on the other side of the bus */
+    if (threadIdx.x == 0) draw = draws[blockIdx.x / n_blocks];
+    __syncthreads();
+    const mp_cu_draw d = draw;
     float *x = logits + (size_t)d.logits * n_vocab, norm = 0.0f;
     row r = { x, n_vocab, 0.0f, LOG2E, blockIdx.x % n_blocks, n_blocks };
     u64 top;

@@ -49,9 +49,9 @@ typedef struct mp_cu_drawn {
     float logprob;
 } mp_cu_drawn;
 
-/* Kernel: all device memory. saved: as long as adjusts. tokens: what was sampled last for each sequence, 0
- * where nothing could be. Rows of logits are changed while it runs and are as they were when it ends. n_blocks: blocks
- * a row, 1, 2, 4 or 8; more than 1 needs code for 9.0. */
+/* Kernel: all device memory, but draws and out may be pinned host memory. saved: as long as adjusts. tokens: what was
+ * sampled last for each sequence, 0 where nothing could be. Rows of logits are changed while it runs and are as they
+ * were when it ends. n_blocks: blocks a row, 1, 2, 4 or 8; more than 1 needs code for 9.0. */
 cudaError_t mp_cu_sample_open(void); /* before the first launch on a device; again is harmless */
 cudaError_t mp_cu_sample_rows(const mp_cu_draw *draws, uint32_t n, const mp_cu_adjust *adjusts, float *saved,
                               float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens,

@@ -41,6 +41,8 @@ struct mp_cu_lists {
     uint32_t max_cells;
 };
 
+_Static_assert((int)N_PARTS <= (int)MP_CU_PIECES_MAX, "a step's lists are copied in one launch");
+
 /* ---- Memory ------------------------------------------------------------------------------------------------------ */
 
 static uint32_t cells_of(const mp_cu_lists_config *c) {
@@ -426,11 +428,14 @@ bool mp_cu_lists_build(mp_cu_lists *l, const mp_step *step) {
 }
 
 void mp_cu_lists_send(mp_cu_lists *l, mp_cu_device *d) {
+    mp_cu_pieces pieces = { 0 };
     for (uint32_t p = 0; p < N_PARTS; p++) {
         if (l->n[p] == 0) continue;
-        CUDA_TRY(d, cudaMemcpyAsync(l->device + l->at[p], l->host + l->at[p], l->n[p] * l->size[p],
-                                    cudaMemcpyHostToDevice, d->stream));
+        pieces.pieces[pieces.n++] = (mp_cu_piece){ .from = l->host + l->at[p],
+                                                   .to = l->device + l->at[p],
+                                                   .n_words = (uint32_t)(l->n[p] * l->size[p] / sizeof(uint32_t)) };
     }
+    CUDA_TRY(d, mp_cu_copy_pieces(&pieces, d->stream));
 }
 
 const mp_cu_work *mp_cu_lists_work(const mp_cu_lists *l) {
