@@ -91,6 +91,11 @@ typedef struct mp_backend_ops {
     /* "cpu/avx512-vnni": with the kernel version, part of the model digest. Valid until close. */
     const char *(*numerics)(const mp_backend *b);
 
+    /* Once, between open and the first step: what steps of decode rows do is recorded, so that a step need not. For
+     * i = 0, 1, ..., until record says false: record, a step's operations, recorded. NULL, both: nothing is. */
+    bool (*record)(mp_backend *b, uint32_t i);
+    mepic_status (*recorded)(mp_backend *b, mepic_error *err);
+
     /* Brackets of a step: begin borrows `step` until end, fills its spoil_pages with NaN and zeroes its zero_pages; end
      * reports what went wrong so far. At most two steps are under way: begin waits for the last but one. */
     void (*step_begin)(mp_backend *b, const mp_step *step);

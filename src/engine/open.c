@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/options.h"
+#include "infer/forward.h"
 #include "model/rope.h"
 
 /* Raised when a change alters what a cached page of the same tokens holds. */
@@ -210,7 +211,7 @@ static mepic_status open_backend(mepic_engine *e, mepic_error *err) {
     if (st != MEPIC_OK) return st;
     const char *numerics = e->ops->numerics(e->backend);
     copy_str(e->info.backend, sizeof e->info.backend, numerics, strlen(numerics));
-    return MEPIC_OK;
+    return mp_forward_prepare(e->backend, e->model, err);
 }
 
 /* What a cached page of some tokens depends on besides them. The file's digest covers its hyper-parameters. */

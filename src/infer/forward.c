@@ -14,6 +14,18 @@ static void layer_forward(mp_backend *backend, uint32_t layer) {
     ops->project(backend, MP_PROJ_DOWN, layer);
 }
 
+mepic_status mp_forward_prepare(mp_backend *backend, const mp_model *model, mepic_error *err) {
+    const mp_backend_ops *ops = backend->ops;
+    mepic_status status = MEPIC_OK;
+    for (uint32_t i = 0; status == MEPIC_OK && ops->record && ops->record(backend, i); i++) {
+        ops->embed(backend);
+        for (uint32_t layer = 0; layer < model->hp.n_layers; layer++) layer_forward(backend, layer);
+        ops->logits(backend);
+        status = ops->recorded(backend, err);
+    }
+    return status;
+}
+
 mepic_status mp_forward(mp_backend *backend, const mp_model *model, const mp_step *step, uint32_t first, uint32_t last,
                         mepic_error *err) {
     const mp_backend_ops *ops = backend->ops;

@@ -4,6 +4,9 @@
 
 #include "backend/backend.h"
 
+/* Has the backend record what it likes to (mp_backend_ops.record); once, before the first step. */
+mepic_status mp_forward_prepare(mp_backend *backend, const mp_model *model, mepic_error *err);
+
 /* Runs layers [first, last) on the step's rows. A step may be cut into several calls that cover the layers in order:
  * the one with `first` 0 begins the backend's step and embeds, the one with `last` n_layers computes the logits, ends
  * the step and reports what went wrong. */

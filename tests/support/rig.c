@@ -84,6 +84,7 @@ rig *rig_open(const rig_options *options) {
         exit(77);
     }
     must(status, &err);
+    must(mp_forward_prepare(r->backend, o->model, &err), &err);
     must(mp_scheduler_open(&config, &r->scheduler, &err), &err);
     return r;
 }

@@ -5,8 +5,8 @@
  * next while the device is still at it: what the host writes or reads of a step is there twice.
  *
  * What an operation launches depends on the row bucket and on which kinds of work there are, never on counts or on the
- * plan: those are read from memory. So a step of decode rows alone is recorded into a CUDA graph the first time its
- * bucket appears, and replayed from then on, whatever the plan (config.whole_steps).
+ * plan: those are read from memory. So what steps of decode rows alone launch is recorded before the first step, a CUDA
+ * graph for each bucket, and replayed whatever the plan (config.whole_steps).
  *
  * Numbers. Residual stream fp32; inputs of products, q, k, v and pages bf16; accumulation fp32. With weights in e4m3
  * the inputs of their products are rounded once more, to e4m3 with a scale a row; where nobody looks between
@@ -46,7 +46,7 @@ static const size_t SLACK_BYTES = (size_t)400 << 20;
 typedef enum product { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LOGITS, N_PRODUCTS } product;
 
 typedef struct graph {
-    uint32_t rows; /* the bucket; 0: none */
+    uint32_t rows; /* the bucket */
     cudaGraphExec_t exec;
 } graph;
 
@@ -82,10 +82,11 @@ typedef struct cuda_backend {
     uint32_t n_rows, n_wanted; /* of this step; n_wanted: with logits */
     uint32_t bucket;           /* rows the launches of this step are for */
     bool has_items, has_blocks;
-    bool recording, replaying;
+    const graph *replayed;           /* what stands for the operations of this step; NULL: they launch */
     uint32_t first_logits, n_logits; /* rows whose logits the device has: [first, first + n) */
     uint32_t first_host, n_host;     /* and the host */
     graph graphs[N_GRAPHS];
+    uint32_t n_graphs;
 } cuda_backend;
 
 static cuda_backend *self(mp_backend *b) {
@@ -348,9 +349,7 @@ static void cuda_close(mp_backend *b) {
     if (!b) return;
     cuda_backend *c = self(b);
     if (c->device.stream) cudaStreamSynchronize(c->device.stream);
-    for (uint32_t i = 0; i < N_GRAPHS; i++) {
-        if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
-    }
+    for (uint32_t i = 0; i < c->n_graphs; i++) cudaGraphExecDestroy(c->graphs[i].exec);
     for (uint32_t i = 0; i < 2; i++) {
         if (c->ends[i]) cudaEventDestroy(c->ends[i]);
     }
@@ -405,23 +404,54 @@ static const char *cuda_numerics(const mp_backend *b) {
     return ((const cuda_backend *)b)->numerics;
 }
 
+/* ---- Graphs ------------------------------------------------------------------------------------------------------ */
+
+/* Rows a recorded step may have. */
+static uint32_t graph_rows(const cuda_backend *c) {
+    return c->logit_rows < GRAPH_ROWS_MAX ? c->logit_rows : GRAPH_ROWS_MAX;
+}
+
+static bool cuda_record(mp_backend *b, uint32_t i) {
+    cuda_backend *c = self(b);
+    uint32_t bucket = 1, most = graph_rows(c);
+    while (i-- > 0) bucket = mp_cu_bucket(bucket + 1);
+    if (!c->whole_steps || c->n_graphs == N_GRAPHS || bucket > mp_cu_bucket(most)) return false;
+    c->bucket = bucket;
+    c->n_rows = c->n_wanted = bucket < most ? bucket : most;
+    c->has_items = true;
+    c->has_blocks = false;
+    c->replayed = NULL;
+    CUDA_TRY(&c->device, cudaSetDevice(c->device.id));
+    CUDA_TRY(&c->device, cudaStreamBeginCapture(c->device.stream, cudaStreamCaptureModeThreadLocal));
+    return true;
+}
+
+static mepic_status cuda_recorded(mp_backend *b, mepic_error *err) {
+    cuda_backend *c = self(b);
+    cudaGraph_t recorded = NULL;
+    graph *g = &c->graphs[c->n_graphs];
+    g->rows = c->bucket;
+    bool ok = CUDA_TRY(&c->device, cudaStreamEndCapture(c->device.stream, &recorded)) &&
+              CUDA_TRY(&c->device, cudaGraphInstantiate(&g->exec, recorded, 0));
+    if (ok) c->n_graphs++;
+    if (ok) CUDA_TRY(&c->device, cudaGraphUpload(g->exec, c->device.stream)); /* else the first launch does that */
+    if (recorded) cudaGraphDestroy(recorded);
+    return mp_cu_status(&c->device, err);
+}
+
+/* A step of decode rows, all of which want logits, launches the same whatever they read. */
+static const graph *find_graph(const cuda_backend *c) {
+    if (c->has_blocks || c->n_wanted != c->n_rows || c->n_rows > graph_rows(c)) return NULL;
+    uint32_t i = 0;
+    while (i < c->n_graphs && c->graphs[i].rows != c->bucket) i++;
+    return i < c->n_graphs ? &c->graphs[i] : NULL;
+}
+
 /* ---- Step -------------------------------------------------------------------------------------------------------- */
 
 /* Whether operations put launches on the stream: not while a recorded step stands for them, not on a broken device. */
 static bool launches(const cuda_backend *c) {
-    return !c->replaying && c->device.error == cudaSuccess;
-}
-
-static graph *find_graph(cuda_backend *c, uint32_t rows) {
-    uint32_t i = 0;
-    while (i < N_GRAPHS && c->graphs[i].rows && c->graphs[i].rows != rows) i++;
-    return i < N_GRAPHS ? &c->graphs[i] : NULL;
-}
-
-/* A step of decode rows, all of which want logits, launches the same whatever they read. */
-static bool may_replay(const cuda_backend *c) {
-    return c->whole_steps && !c->has_blocks && c->n_wanted == c->n_rows && c->n_rows <= GRAPH_ROWS_MAX &&
-           c->n_rows <= c->logit_rows;
+    return !c->replayed && c->device.error == cudaSuccess;
 }
 
 static void cuda_step_begin(mp_backend *b, const mp_step *step) {
@@ -430,7 +460,7 @@ static void cuda_step_begin(mp_backend *b, const mp_step *step) {
     c->n_wanted = step->n_logits;
     c->bucket = mp_cu_bucket(step->n_rows);
     c->n_logits = c->n_host = 0;
-    c->recording = c->replaying = false;
+    c->replayed = NULL;
     c->turn = 1 - c->turn;
     CUDA_TRY(&c->device, cudaSetDevice(c->device.id));
     CUDA_TRY(&c->device, cudaEventSynchronize(c->ends[c->turn])); /* the buffers of that step are used again */
@@ -452,30 +482,13 @@ static void cuda_step_begin(mp_backend *b, const mp_step *step) {
         CUDA_TRY(&c->device,
                  mp_cu_zero_pages(zero + 1, zero, step->n_zero_pages, c->slab, c->page_bytes, c->device.stream));
     }
-    if (!may_replay(c) || c->device.error != cudaSuccess) return;
-    graph *g = find_graph(c, c->bucket);
-    if (!g) return;
-    c->replaying = g->rows != 0;
-    if (!c->replaying) {
-        c->recording = CUDA_TRY(&c->device, cudaStreamBeginCapture(c->device.stream, cudaStreamCaptureModeThreadLocal));
-    }
-}
-
-static void end_recording(cuda_backend *c) {
-    cudaGraph_t recorded = NULL;
-    graph *g = find_graph(c, c->bucket);
-    c->recording = false;
-    bool ok = CUDA_TRY(&c->device, cudaStreamEndCapture(c->device.stream, &recorded));
-    if (ok && CUDA_TRY(&c->device, cudaGraphInstantiate(&g->exec, recorded, 0))) g->rows = c->bucket;
-    if (recorded) cudaGraphDestroy(recorded);
+    c->replayed = find_graph(c);
 }
 
 static mepic_status cuda_step_end(mp_backend *b, mepic_error *err) {
     cuda_backend *c = self(b);
-    if (c->recording) end_recording(c);
-    if (c->device.error == cudaSuccess && may_replay(c)) {
-        graph *g = find_graph(c, c->bucket);
-        if (g && g->rows) CUDA_TRY(&c->device, cudaGraphLaunch(g->exec, c->device.stream));
+    if (c->replayed && c->device.error == cudaSuccess) {
+        CUDA_TRY(&c->device, cudaGraphLaunch(c->replayed->exec, c->device.stream));
     }
     CUDA_TRY(&c->device, cudaEventRecord(c->ends[c->turn], c->device.stream));
     return mp_cu_status(&c->device, err);
@@ -769,6 +782,8 @@ const mp_backend_ops mp_backend_cuda = {
     .open = cuda_open,
     .close = cuda_close,
     .numerics = cuda_numerics,
+    .record = cuda_record,
+    .recorded = cuda_recorded,
     .step_begin = cuda_step_begin,
     .step_end = cuda_step_end,
     .embed = cuda_embed,
