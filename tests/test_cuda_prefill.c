@@ -143,6 +143,30 @@ static void test_groups(void **state) {
     }
 }
 
+/* Every head_dim with every number of heads a kv head: prefill and decode. */
+static void test_every_shape(void **state) {
+    (void)state;
+    static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
+    for (uint32_t i = 0; i < 5; i++) {
+        for (uint32_t group = 1; group <= 16; group += only_small ? 5 : 1) {
+            cuda_world_spec spec = { .seed = 700 + 16 * i + group,
+                                     .n_kv_heads = 1 + group % 2,
+                                     .head_dim = dims[i],
+                                     .page_size = 16u << group % 4,
+                                     .n_pairs = dims[i] / 2,
+                                     .halves = i % 2 == 0,
+                                     .n_sequences = 3,
+                                     .seq_rows = 1 + group % 3 * 8,
+                                     .private_tokens = 90,
+                                     .n_shared = 2,
+                                     .n_refs = 2,
+                                     .cell_tokens = 128 };
+            spec.n_heads = spec.n_kv_heads * group;
+            check_world(&spec);
+        }
+    }
+}
+
 /* More rows than a block has, no holes: most stages are seen whole. */
 static void test_plain(void **state) {
     (void)state;
@@ -247,8 +271,9 @@ int main(int argc, char **argv) {
         return 77;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_head_dims),       cmocka_unit_test(test_groups),  cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_pages_and_pairs), cmocka_unit_test(test_spoiled), cmocka_unit_test(test_nothing),
+        cmocka_unit_test(test_head_dims), cmocka_unit_test(test_groups),  cmocka_unit_test(test_every_shape),
+        cmocka_unit_test(test_plain),     cmocka_unit_test(test_spoiled), cmocka_unit_test(test_pages_and_pairs),
+        cmocka_unit_test(test_nothing),
     };
     return cmocka_run_group_tests_name("cuda_prefill", tests, NULL, NULL);
 }
