@@ -407,7 +407,7 @@ static bool run_store(bench *b, const op *o, uint32_t i) {
         .head_dim = m->head_dim,
         .n_heads = m->n_heads,
         .n_kv_heads = m->n_kv_heads,
-        .page_size = PAGE,
+        .code = b->device.code,
         .rope = { .turns = o->fixed[1], .n_pairs = m->head_dim / 2, .halves = true, .magnitude = 1 },
         .bias = m->bias ? (const float *)(void *)b->data : NULL,
         .qkv = in_of(b, o, i),

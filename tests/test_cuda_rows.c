@@ -377,7 +377,7 @@ static void run_store(const store_world *w, uint32_t first, uint32_t n, uint32_t
         .head_dim = c->head_dim,
         .n_heads = c->n_heads,
         .n_kv_heads = c->n_kv_heads,
-        .page_size = c->page_size,
+        .code = code,
         .rope = { .turns = gpu_put(w->turns, sizeof w->turns),
                   .n_pairs = c->n_rot / 2,
                   .halves = c->halves,

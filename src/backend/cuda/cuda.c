@@ -554,7 +554,7 @@ static void cuda_store(mp_backend *b, uint32_t layer) {
     const mp_cu_store store = { .head_dim = c->hp->head_dim,
                                 .n_heads = c->hp->n_heads,
                                 .n_kv_heads = c->hp->n_kv_heads,
-                                .page_size = c->page_size,
+                                .code = c->device.code,
                                 .rope = c->rope,
                                 .bias = l->bias,
                                 .q_norm = l->q_norm,

@@ -2,9 +2,9 @@
  *
  * A kernel that is launched early may run while any kernel in front of it in the stream still does, until it calls
  * mp_wait_for_inputs; then all of them have ended and what they wrote is there. Before that it reads only what no kernel
- * of its step writes (weights, tables, the step's lists, keys of earlier steps) and writes nothing. Every such kernel waits, whatever it has to do: the kernel
- * behind it counts on that. mp_let_next_begin allows the next kernel's blocks to take what room there is; it says nothing
- * about what this kernel has written. */
+ * of its step writes (weights, tables, the step's lists, keys of earlier steps) and writes nothing. Every such kernel
+ * waits, whatever it has to do: the kernel behind it counts on that. mp_let_next_begin allows the next kernel's blocks to
+ * take what room there is; it says nothing about what this kernel has written. */
 #ifndef MEPIC_BACKEND_CUDA_EARLY_CUH
 #define MEPIC_BACKEND_CUDA_EARLY_CUH
 

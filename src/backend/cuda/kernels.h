@@ -179,7 +179,8 @@ cudaError_t mp_cu_norm(uint32_t n_rows, const uint32_t *rows, const uint32_t *n_
                        cudaStream_t stream);
 
 typedef struct mp_cu_store {
-    uint32_t head_dim, n_heads, n_kv_heads, page_size;
+    uint32_t head_dim, n_heads, n_kv_heads;
+    uint32_t code; /* of mp_cu_device: whether it may be launched early */
     mp_cu_rope rope;
     const float *bias;             /* [(n_heads + 2 n_kv_heads) * head_dim] or NULL */
     const float *q_norm, *k_norm;  /* [head_dim] or NULL */

@@ -331,7 +331,7 @@ cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t
     auto kernel = few ? store_rows<32, true> : store_rows<32, false>;
     if (lanes == 8) kernel = few ? store_rows<8, true> : store_rows<8, false>;
     if (lanes == 16) kernel = few ? store_rows<16, true> : store_rows<16, false>;
-    return mp_launch_early(kernel, (uint32_t)grid, STORE_THREADS, 0, stream, *s, n_rows);
+    return mp_launch_early(s->code, kernel, (uint32_t)grid, STORE_THREADS, 0, stream, *s, n_rows);
 }
 
 /* ---- SwiGLU, e4m3 and pages -------------------------------------------------------------------------------------- */
