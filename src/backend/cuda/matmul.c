@@ -13,6 +13,7 @@ enum {
     MAX_BUCKETS = 24,
     MAX_FOUND = 12,      /* algorithms asked for at once */
     MAX_CANDIDATES = 48, /* tried in a bucket */
+    MAX_TRIED = 16,      /* bits of a shape */
     FEW_ROWS = 256,      /* up to here a product is bound by its weights, and an algorithm for one count suits others */
     PATTERN_ROWS = 64,   /* rows of random x before they repeat; a power of two */
     COMPARED_MIN = 8,    /* of them at least are compared; and as many outputs, */
@@ -31,14 +32,16 @@ typedef struct algorithm {
 
 typedef struct candidate {
     algorithm algo;
-    uint64_t hash;      /* of the compared rows' results; 0: they depend on where a row stands */
-    float once, us;     /* a short measurement; a longer one, where that was not far behind */
-    bool loaded, close; /* close to the fastest of the library's, or of our own: only these have a hash */
+    uint64_t hash;         /* of the compared rows' results, once hashed; 0: they depend on where a row stands */
+    float once, us;        /* a short measurement; a longer one, where that was not far behind */
+    bool can, hashed;      /* do this number of rows */
+    bool loaded, hopeless; /* hopeless: far behind with fewer rows. Not timed, but there for its bits */
+    bool timed;
 } candidate;
 
 typedef struct bucket {
     uint32_t rows, n_candidates;
-    candidate candidates[MAX_CANDIDATES];
+    candidate candidates[MAX_CANDIDATES + 1]; /* and one that is borrowed from another bucket */
 } bucket;
 
 typedef struct product {
@@ -68,9 +71,9 @@ typedef struct scratch {
     mp_cu_matrix codes;    /* the same in e4m3, where a shape wants it */
     mp_cu_matrix in;       /* x of the shape at hand: one or the other */
     uint32_t n_compared;   /* rows of its results */
-    uint8_t *rows;         /* host: rows of out, as many as are compared */
-    uint8_t *before;       /* host: what they hold before a run that adds */
-    cudaEvent_t start, stop;
+    void *rows, *before;   /* rows of out, as many as are compared; what they hold before a run that adds */
+    uint8_t *host;         /* rows again */
+    cudaEvent_t start[MAX_CANDIDATES], stop[MAX_CANDIDATES];
     bucket buckets[MAX_BUCKETS];
 } scratch;
 
@@ -198,22 +201,29 @@ static uint32_t n_compared(const mp_cu_shape *s, uint32_t most_rows) {
     return n;
 }
 
-/* Results of `rows` rows with the first weights, x from row `first` on: rows [at, at + n) of them to `to`. */
+/* Results of `rows` rows with the first weights, x from row `first` on: rows [at, at + n) of them to t->rows, from its
+ * row `to` on. */
 static bool run_rows(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, scratch *t,
-                     uint32_t first, uint32_t at, uint32_t n, uint8_t *to) {
+                     uint32_t first, uint32_t at, uint32_t n, uint32_t to) {
     mp_cu_device *d = m->device;
     size_t bytes = s->n_out * out_size(s->out);
+    uint8_t *out = (uint8_t *)t->out + at * bytes;
     mp_cu_matrix x = t->in;
     x.data = (uint8_t *)x.data + (size_t)first * s->n_in * (s->e4m3 ? 1 : sizeof(mp_bf16));
-    bool ok = true;
-    if (s->out == MP_CU_OUT_ADD_F32) {
-        ok = CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->out + at * bytes, t->before + first * bytes, n * bytes,
-                                         cudaMemcpyHostToDevice, d->stream));
-    }
+    bool ok =
+        s->out != MP_CU_OUT_ADD_F32 || CUDA_TRY(d, cudaMemcpyAsync(out, (uint8_t *)t->before + first * bytes, n * bytes,
+                                                                   cudaMemcpyDeviceToDevice, d->stream));
     return ok && multiply(m, s, rows, algo, x, s->weights[0], t->out, d->stream) &&
-           CUDA_TRY(
-               d, cudaMemcpyAsync(to, (uint8_t *)t->out + at * bytes, n * bytes, cudaMemcpyDeviceToHost, d->stream)) &&
-           CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+           CUDA_TRY(d, cudaMemcpyAsync((uint8_t *)t->rows + to * bytes, out, n * bytes, cudaMemcpyDeviceToDevice,
+                                       d->stream));
+}
+
+static bool hash_results(mp_cu_matmul *m, size_t bytes, scratch *t, uint64_t *out) {
+    mp_cu_device *d = m->device;
+    bool ok = CUDA_TRY(d, cudaMemcpyAsync(t->host, t->rows, bytes, cudaMemcpyDeviceToHost, d->stream)) &&
+              CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+    *out = mp_hash64(0, t->host, ok ? bytes : 0);
+    return ok;
 }
 
 /* Hashes what the compared rows give, so many at a time as the bucket has, and at another place where it has more. */
@@ -221,30 +231,40 @@ static bool hash_rows(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, cons
                       uint64_t *out) {
     size_t bytes = s->n_out * out_size(s->out);
     uint32_t n = t->n_compared, last = rows > n ? (rows - n) / PATTERN_ROWS * PATTERN_ROWS : 0;
+    uint64_t there;
     for (uint32_t first = 0, part; first < n; first += part) {
         part = n - first < rows ? n - first : rows;
-        if (!run_rows(m, s, rows, algo, t, first, 0, part, t->rows + first * bytes)) return false;
+        if (!run_rows(m, s, rows, algo, t, first, 0, part, first)) return false;
     }
-    *out = mp_hash64(0, t->rows, n * bytes);
+    if (!hash_results(m, n * bytes, t, out)) return false;
     if (last == 0) return true;
-    if (!run_rows(m, s, rows, algo, t, 0, last, n, t->rows)) return false;
-    if (mp_hash64(0, t->rows, n * bytes) != *out) *out = 0;
+    if (!run_rows(m, s, rows, algo, t, 0, last, n, 0) || !hash_results(m, n * bytes, t, &there)) return false;
+    if (there != *out) *out = 0;
     return true;
 }
 
-/* Time of one run in microseconds: n of them queued behind a write that empties the cache. */
-static bool time_runs(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, const algorithm *algo, uint32_t n,
-                      scratch *t, float *us) {
+/* Times those candidates of a bucket that are to be timed, in microseconds a run: n of them queued behind a write that
+ * empties the cache. The host waits once for all: where others use the device, too, each wait is a turn of theirs. */
+static bool time_candidates(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, uint32_t n, scratch *t) {
     mp_cu_device *d = m->device;
-    bool ok = CUDA_TRY(d, cudaMemsetAsync(t->flush, 0, FLUSH, d->stream)) &&
-              CUDA_TRY(d, cudaEventRecord(t->start, d->stream));
-    for (uint32_t i = 0; ok && i < n; i++) {
-        ok = multiply(m, s, rows, algo, t->in, s->weights[(i + 1) % s->n_weights], t->out, d->stream);
+    bool ok = true;
+    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
+        if (!b->candidates[i].timed) continue;
+        ok = CUDA_TRY(d, cudaMemsetAsync(t->flush, 0, FLUSH, d->stream)) &&
+             CUDA_TRY(d, cudaEventRecord(t->start[i], d->stream));
+        for (uint32_t k = 0; ok && k < n; k++) {
+            const mp_cu_matrix w = s->weights[(k + 1) % s->n_weights];
+            ok = multiply(m, s, b->rows, &b->candidates[i].algo, t->in, w, t->out, d->stream);
+        }
+        ok = ok && CUDA_TRY(d, cudaEventRecord(t->stop[i], d->stream));
     }
-    float ms;
-    ok = ok && CUDA_TRY(d, cudaEventRecord(t->stop, d->stream)) && CUDA_TRY(d, cudaEventSynchronize(t->stop)) &&
-         CUDA_TRY(d, cudaEventElapsedTime(&ms, t->start, t->stop));
-    if (ok) *us = ms * 1000.0f / (float)n;
+    ok = ok && CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
+        float ms;
+        if (!b->candidates[i].timed) continue;
+        ok = CUDA_TRY(d, cudaEventElapsedTime(&ms, t->start[i], t->stop[i]));
+        if (ok) b->candidates[i].us = ms * 1000.0f / (float)n;
+    }
     return ok;
 }
 
@@ -340,127 +360,135 @@ static bool load_kernel(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, co
     return !can(m, s, rows, algo, t) || multiply(m, s, rows, algo, t->in, s->weights[0], t->out, m->device->stream);
 }
 
-/* Times the candidates of a bucket: all shortly, those not far behind again; the bits of those close to the best. */
+/* Times the candidates of a bucket: all shortly, those not far behind again. */
 static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scratch *t) {
     bool ok = true;
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
         k->us = INFINITY;
-        if (!can(m, s, b->rows, &k->algo, t)) continue;
-        ok = (k->loaded || load_kernel(m, s, b->rows, &k->algo, t)) &&
-             time_runs(m, s, b->rows, &k->algo, b->rows <= FEW_ROWS ? 3 : 1, t, &k->us);
+        k->hashed = false;
+        k->can = can(m, s, b->rows, &k->algo, t);
+        k->timed = k->can && !k->hopeless;
+        if (!k->timed || k->loaded) continue;
+        ok = load_kernel(m, s, b->rows, &k->algo, t);
         k->loaded = true;
     }
+    ok = ok && time_candidates(m, s, b, b->rows <= FEW_ROWS ? 3 : 1, t);
     float best[] = { fastest_time(b, false), fastest_time(b, true) }, least = fminf(best[0], best[1]);
-    uint32_t n = least < 20 ? 24 : least < 100 ? 8 : least < 500 ? 2 : 1;
-    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
+    for (uint32_t i = 0; i < b->n_candidates; i++) {
         candidate *k = &b->candidates[i];
-        float us = INFINITY;
         k->once = k->us;
-        if (k->us <= 1.3f * best[k->algo.own] && k->us < INFINITY) ok = time_runs(m, s, b->rows, &k->algo, n, t, &us);
-        k->us = us;
+        k->timed = k->timed && k->us <= 1.3f * best[k->algo.own];
     }
-    for (int own = 0; own < 2; own++) best[own] = fastest_time(b, own);
-    for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
-        candidate *k = &b->candidates[i];
-        k->close = k->us <= 1.1f * best[k->algo.own] && k->us < INFINITY;
-        if (k->close) ok = hash_rows(m, s, b->rows, &k->algo, t, &k->hash);
-    }
-    return ok;
+    return ok && time_candidates(m, s, b, least < 20 ? 24 : least < 100 ? 8 : least < 500 ? 2 : 1, t);
 }
 
 /* ---- Choosing ---------------------------------------------------------------------------------------------------- */
 
-static const candidate *fastest(const bucket *b, uint64_t hash) {
+static const candidate *fastest(const bucket *b) {
     const candidate *best = NULL;
     for (uint32_t i = 0; i < b->n_candidates; i++) {
         const candidate *k = &b->candidates[i];
-        if (k->close && (hash == 0 || k->hash == hash) && (!best || k->us < best->us)) best = k;
+        if (k->can && (!best || k->us < best->us)) best = k;
     }
     return best;
 }
 
-static uint32_t buckets_with(const scratch *t, uint32_t n_buckets, uint64_t hash) {
-    uint32_t n = 0;
-    for (uint32_t b = 0; b < n_buckets; b++) n += hash && fastest(&t->buckets[b], hash) != NULL;
-    return n;
+/* The hash of a candidate's results. False: the device is broken. */
+static bool hash_candidate(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, candidate *k, scratch *t) {
+    if (!k->hashed) k->hashed = hash_rows(m, s, rows, &k->algo, t, &k->hash);
+    return k->hashed;
 }
 
-/* The bits of the library's first proposal for FEW_ROWS rows. */
-static bool hash_proposed(mp_cu_matmul *m, const mp_cu_shape *s, scratch *t, uint64_t *out) {
-    const bucket *b = &t->buckets[0];
-    uint32_t first = 0, rows = t->n_compared;
-    *out = 0;
-    while (first < b->n_candidates && b->candidates[first].algo.own) first++;
-    if (first == b->n_candidates || !can(m, s, rows, &b->candidates[first].algo, t)) return true;
-    return hash_rows(m, s, rows, &b->candidates[first].algo, t, out);
+/* The fastest candidate of a bucket that has these bits; whether there is one is no matter of time. NULL: none, or the
+ * device is broken. */
+static candidate *with_bits(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, uint64_t bits, scratch *t) {
+    for (;;) {
+        candidate *best = NULL;
+        for (uint32_t i = 0; i < b->n_candidates; i++) {
+            candidate *k = &b->candidates[i];
+            if (k->can && (!k->hashed || k->hash == bits) && (!best || k->us < best->us)) best = k;
+        }
+        if (!best || best->hashed) return best;
+        if (!hash_candidate(m, s, b->rows, best, t)) return NULL;
+    }
 }
 
-/* An algorithm of another bucket that gives `hash` here as well: nearest first. NULL: none. */
-static const candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t b, uint64_t hash,
-                               scratch *t) {
+/* Where a bucket's own candidates have other bits: those of the other buckets, the nearest first. */
+static candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t at, uint64_t bits,
+                         scratch *t) {
+    bucket *b = &t->buckets[at];
     for (uint32_t away = 1; away < n_buckets; away++) {
         for (int side = 0; side < 2; side++) {
-            uint32_t other = side ? b + away : b - away; /* wraps below 0 */
-            const candidate *k = other < n_buckets ? fastest(&t->buckets[other], hash) : NULL;
-            uint64_t here = 0;
-            if (!k || !can(m, s, t->buckets[b].rows, &k->algo, t)) continue;
-            if (hash_rows(m, s, t->buckets[b].rows, &k->algo, t, &here) && here == hash) return k;
+            uint32_t other = side ? at + away : at - away; /* wraps below 0 */
+            for (uint32_t i = 0; other < n_buckets && i < t->buckets[other].n_candidates; i++) {
+                candidate *k = &b->candidates[b->n_candidates];
+                *k = (candidate){ .algo = t->buckets[other].candidates[i].algo, .us = INFINITY };
+                k->can = can(m, s, b->rows, &k->algo, t);
+                if (!k->can) continue;
+                if (!hash_candidate(m, s, b->rows, k, t)) return NULL;
+                if (k->hash == bits) return k;
+            }
         }
     }
     return NULL;
 }
 
-/* Whether every bucket can have these bits. */
-static bool all_can(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint64_t hash, scratch *t) {
-    for (uint32_t i = 0; i < n_buckets; i++) {
-        if (!fastest(&t->buckets[i], hash) && !borrow(m, s, n_buckets, i, hash, t)) return false;
-    }
-    return true;
+static candidate *find_bits(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t at, uint64_t bits,
+                            scratch *t) {
+    candidate *k = with_bits(m, s, &t->buckets[at], bits, t);
+    return k ? k : borrow(m, s, n_buckets, at, bits, t);
 }
 
-/* The library's first proposal's bits, where all buckets can have them: what is close to the fastest is a matter of
- * noise, and the next open should come to the same bits. Else those that most buckets can have. 0: there are none. */
-static uint64_t common_hash(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint64_t proposed, scratch *t) {
-    uint64_t best = 0;
-    uint32_t most = 0;
-    for (uint32_t b = 0; b < n_buckets; b++) {
-        for (uint32_t i = 0; i < t->buckets[b].n_candidates; i++) {
-            uint64_t hash = t->buckets[b].candidates[i].hash;
-            uint32_t n = hash == best ? 0 : buckets_with(t, n_buckets, hash);
-            if (n <= most) continue;
-            most = n;
-            best = hash;
+/* The bits of a shape: the first that every bucket can have, of our own kernel or, where there is none or the library
+ * cannot continue what it does, of the library's proposals in their order. Which algorithm is faster plays no part, so
+ * that every open on such a device comes to the same. 0: there are none. */
+static uint64_t common_bits(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, scratch *t) {
+    uint64_t tried[MAX_TRIED];
+    uint32_t n_tried = 0;
+    for (int own = 1; own >= 0; own--) {
+        for (uint32_t i = 0; i < n_buckets; i++) {
+            bucket *b = &t->buckets[i];
+            for (uint32_t c = 0; c < b->n_candidates && n_tried < MAX_TRIED; c++) {
+                candidate *k = &b->candidates[c];
+                if (!k->can || k->algo.own != own) continue;
+                if (!hash_candidate(m, s, b->rows, k, t)) return 0;
+                bool known = k->hash == 0;
+                for (uint32_t j = 0; j < n_tried; j++) known = known || tried[j] == k->hash;
+                if (known) continue;
+                uint32_t have = 0;
+                while (have < n_buckets && find_bits(m, s, n_buckets, have, k->hash, t)) have++;
+                if (have == n_buckets) return k->hash;
+                tried[n_tried++] = k->hash;
+            }
         }
     }
-    bool near = proposed && buckets_with(t, n_buckets, proposed) * 4 >= most * 3;
-    return near && proposed != best && all_can(m, s, n_buckets, proposed, t) ? proposed : best;
+    return 0;
 }
 
 static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log *log, mepic_error *err) {
     const mp_cu_shape *s = &p->shape;
-    uint64_t proposed;
-    if (!hash_proposed(m, s, t, &proposed)) return mp_cu_status(m->device, err);
-    uint64_t hash = p->hash = common_hash(m, s, p->n_buckets, proposed, t);
+    p->hash = common_bits(m, s, p->n_buckets, t);
+    mepic_status status = mp_cu_status(m->device, err);
+    if (status != MEPIC_OK) return status;
+    if (!p->hash) {
+        m->same_bits = false;
+        mp_log_write(log, MEPIC_LOG_WARN,
+                     "the product %s, [%u, %u], has no bits that algorithms for all numbers of rows agree on", s->name,
+                     s->n_out, s->n_in);
+    }
     for (uint32_t i = 0; i < p->n_buckets; i++) {
-        const bucket *b = &t->buckets[i];
-        const candidate *k = hash ? fastest(b, hash) : NULL;
-        if (!k && hash) k = borrow(m, s, p->n_buckets, i, hash, t);
+        bucket *b = &t->buckets[i];
+        const candidate *k = p->hash ? find_bits(m, s, p->n_buckets, i, p->hash, t) : fastest(b);
         if (!k) {
-            k = fastest(b, 0);
-            m->same_bits = false;
-            mp_log_write(log, MEPIC_LOG_WARN,
-                         "the product %s of %u rows has no algorithm whose bits are those of other numbers of rows",
-                         s->name, b->rows);
-        }
-        if (!k) {
+            if ((status = mp_cu_status(m->device, err)) != MEPIC_OK) return status;
             return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
                            "cuBLASLt has no algorithm for the product %s, %u rows by [%u, %u], on device %d (%s)",
                            s->name, b->rows, s->n_out, s->n_in, m->device->id, m->device->name);
         }
         uint32_t differ = 0, own_differ = 0;
         for (uint32_t c = 0; c < b->n_candidates; c++) {
-            bool other = b->candidates[c].close && b->candidates[c].hash != hash;
+            bool other = b->candidates[c].hashed && b->candidates[c].hash != p->hash;
             differ += other;
             own_differ += other && b->candidates[c].algo.own;
         }
@@ -491,7 +519,7 @@ static uint32_t most_rows(const mp_cu_shape *s) {
     return rows < MAX_MEASURED ? rows : MAX_MEASURED;
 }
 
-/* The library's candidates of the bucket before, without those that were hopeless there. */
+/* The library's candidates of the bucket before. */
 static void take_over(const bucket *before, bucket *b) {
     float best = INFINITY;
     for (uint32_t i = 0; i < before->n_candidates; i++) {
@@ -499,8 +527,9 @@ static void take_over(const bucket *before, bucket *b) {
     }
     for (uint32_t i = 0; i < before->n_candidates; i++) {
         const candidate *k = &before->candidates[i];
-        if (k->algo.own || k->once > 4 * best || b->n_candidates == MAX_CANDIDATES) continue;
-        b->candidates[b->n_candidates++] = *k;
+        if (k->algo.own || b->n_candidates == MAX_CANDIDATES) continue;
+        b->candidates[b->n_candidates] = *k;
+        b->candidates[b->n_candidates++].hopeless = k->hopeless || k->once > 4 * best;
     }
 }
 
@@ -532,14 +561,17 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
 }
 
 static void close_scratch(mp_cu_device *d, scratch *t) {
-    if (t->start) cudaEventDestroy(t->start);
-    if (t->stop) cudaEventDestroy(t->stop);
+    for (uint32_t i = 0; i < MAX_CANDIDATES; i++) {
+        if (t->start[i]) cudaEventDestroy(t->start[i]);
+        if (t->stop[i]) cudaEventDestroy(t->stop[i]);
+    }
     mp_cu_drop(d, t->x);
     mp_cu_drop(d, t->codes.scales);
     mp_cu_drop(d, t->out);
     mp_cu_drop(d, t->flush);
-    mp_free(t->rows);
-    mp_free(t->before);
+    mp_cu_drop(d, t->rows);
+    mp_cu_drop(d, t->before);
+    mp_free(t->host);
     mp_free(t);
 }
 
@@ -558,10 +590,8 @@ static mepic_status open_scratch(mp_cu_device *d, const mp_cu_shape *shapes, uin
     scratch *t = mp_calloc(1, sizeof *t);
     if (!t) return mp_fail_nomem(err, "what measures products", sizeof *t);
     mepic_status status = MEPIC_OK;
-    t->rows = mp_alloc(host);
-    t->before = mp_calloc(1, host);
-    if (!t->rows || !t->before) status = mp_fail_nomem(err, "what measures products", 2 * host);
-    for (size_t i = 0; t->before && i + 1 < host; i += 2) t->before[i + 1] = (uint8_t)(i / 2 % 7 == 0 ? 0x3f : 0xbe);
+    t->host = mp_alloc(host);
+    if (!t->host) status = mp_fail_nomem(err, "what measures products", host);
     if (status == MEPIC_OK) status = mp_cu_take(d, x, "measuring products (their inputs)", &t->x, err);
     if (status == MEPIC_OK && any_codes) { /* scales, then codes */
         void *codes;
@@ -570,11 +600,17 @@ static mepic_status open_scratch(mp_cu_device *d, const mp_cu_shape *shapes, uin
         if (status == MEPIC_OK) t->codes = (mp_cu_matrix){ (uint8_t *)codes + scales, codes };
     }
     if (status == MEPIC_OK) status = mp_cu_take(d, y, "measuring products (their results)", &t->out, err);
+    if (status == MEPIC_OK) status = mp_cu_take(d, host, "measuring products (their results)", &t->rows, err);
+    if (status == MEPIC_OK) status = mp_cu_take(d, host, "measuring products (their results)", &t->before, err);
     if (status == MEPIC_OK) status = mp_cu_take(d, FLUSH, "measuring products", &t->flush, err);
-    if (status == MEPIC_OK && (!CUDA_TRY(d, cudaMemsetAsync(t->out, 0, y, d->stream)) ||
-                               !CUDA_TRY(d, cudaEventCreate(&t->start)) || !CUDA_TRY(d, cudaEventCreate(&t->stop)))) {
-        status = mp_cu_status(d, err);
+    bool ok = status == MEPIC_OK;
+    for (size_t i = 0; ok && i < host; i++) t->host[i] = (uint8_t)(i % 2 == 0 ? 0 : i / 2 % 7 == 0 ? 0x3f : 0xbe);
+    ok = ok && CUDA_TRY(d, cudaMemcpyAsync(t->before, t->host, host, cudaMemcpyHostToDevice, d->stream)) &&
+         CUDA_TRY(d, cudaMemsetAsync(t->out, 0, y, d->stream)) && CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+    for (uint32_t i = 0; ok && i < MAX_CANDIDATES; i++) {
+        ok = CUDA_TRY(d, cudaEventCreate(&t->start[i])) && CUDA_TRY(d, cudaEventCreate(&t->stop[i]));
     }
+    if (status == MEPIC_OK && !ok) status = mp_cu_status(d, err);
     if (status != MEPIC_OK) {
         close_scratch(d, t);
         return status;

@@ -4,9 +4,10 @@
  *
  * Same bits. The sum over k of one output must not depend on how many rows there are, so only algorithms that do not
  * split K are taken; for those the order along k is that of the tensor cores, whatever the tile. That is measured, not
- * promised by the library: at open every candidate's results for some rows, standing in several places, are compared
- * bit by bit, and an algorithm that differs from the others of its shape is not taken. `same_bits` says whether all
- * that were taken agree.
+ * promised by the library: at open a shape's bits are settled first, without a look at any time (our own kernel's, if
+ * the library can continue them to many rows), and of the algorithms whose results for some rows, standing in several
+ * places, have them bit by bit, the fastest is taken. So every open on such a device comes to the same bits, whoever
+ * else keeps it busy. `same_bits` says whether there were such bits for each shape.
  *
  * Which algorithm is fastest depends on the shape and the number of rows, so each shape is measured at open for every
  * row bucket, with weights that come from memory as in a step. A run allocates nothing and may be captured in a graph.
