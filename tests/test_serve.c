@@ -226,6 +226,52 @@ static void a_text_far_too_long_is_not_tokenized(void **state) {
     json_decref(root);
 }
 
+/* Names may have slashes, which clients escape or not. */
+static void a_model_is_told_by_its_name(void **state) {
+    (void)state;
+    stop();
+    mp_server_options options = default_options();
+    options.names[1] = "Org/the other";
+    start(&options);
+    static const struct {
+        const char *path, *id;
+    } models[] = { { "tiny", "tiny" },
+                   { "t%69ny", "tiny" },
+                   { "Org/the%20other", "Org/the other" },
+                   { "Org%2Fthe%20other", "Org/the other" },
+                   { "Org%2fthe%20other", "Org/the other" },
+                   { "gpt-x", NULL },
+                   { "tin", NULL },
+                   { "tinyy", NULL },
+                   { "tiny/", NULL },
+                   { "tiny%", NULL },
+                   { "tiny%0", NULL },
+                   { "tiny%00", NULL },
+                   { "Org/the", NULL } };
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "/v1/models/%s", models[i].path);
+        json_t *model = http_ask_json(port, "GET", path, NULL, models[i].id ? 200 : 404);
+        if (models[i].id) {
+            assert_string_equal(text_at(model, "id"), models[i].id);
+            assert_string_equal(text_at(model, "object"), "model");
+            assert_int_equal(number_at(model, "max_model_len"), 512);
+        } else {
+            assert_string_equal(text_at(model, "error/code"), "model_not_found");
+        }
+        json_decref(model);
+    }
+}
+
+/* Of a request: a {name} in the table stands for any. */
+static const char *path_of(const mp_route *route) {
+    static char path[64];
+    const char *name = strchr(route->path, '{');
+    if (!name) return route->path;
+    snprintf(path, sizeof path, "%.*stiny", (int)(name - route->path), route->path);
+    return path;
+}
+
 static void routes_and_methods_are_named(void **state) {
     (void)state;
     http_reply reply;
@@ -236,7 +282,7 @@ static void routes_and_methods_are_named(void **state) {
     uint32_t n;
     const mp_route *routes = mp_routes(&n);
     for (uint32_t i = 0; i < n; i++) {
-        assert_int_equal(http_ask(port, "DELETE", routes[i].path, "", NULL, &reply), 405);
+        assert_int_equal(http_ask(port, "DELETE", path_of(&routes[i]), "", NULL, &reply), 405);
         assert_true(http_header(reply.head, "Allow", allow, sizeof allow));
         assert_string_equal(allow, routes[i].method);
         http_reply_clear(&reply);
@@ -348,13 +394,13 @@ static void every_route_asks_for_a_key(void **state) {
                                              "Authorization: Bearer secret-one-11\r\n", "x-api-key: \r\n",
                                              "Authorization: Basic secret-one-1\r\n" };
         for (size_t k = 0; k < sizeof wrong / sizeof *wrong; k++) {
-            int status = http_ask(port, routes[i].method, routes[i].path, wrong[k], body, &reply);
+            int status = http_ask(port, routes[i].method, path_of(&routes[i]), wrong[k], body, &reply);
             assert_int_equal(status, open ? 200 : 401);
             http_reply_clear(&reply);
         }
         static const char *const right[] = { "Authorization: Bearer secret-one-1\r\n", "x-api-key: secret-two-2\r\n" };
         for (size_t k = 0; k < 2; k++) {
-            int status = http_ask(port, routes[i].method, routes[i].path, right[k], body, &reply);
+            int status = http_ask(port, routes[i].method, path_of(&routes[i]), right[k], body, &reply);
             assert_int_equal(status, body ? 400 : 200);
             http_reply_clear(&reply);
         }
@@ -469,6 +515,7 @@ int main(void) {
         cmocka_unit_test(no_memory_is_no_unknown_key),
         cmocka_unit_test_setup_teardown(a_key_has_its_own_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(routes_and_methods_are_named, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_model_is_told_by_its_name, setup, teardown),
         cmocka_unit_test(routes_are_described),
         cmocka_unit_test_setup_teardown(a_full_queue_says_so, setup, teardown),
         cmocka_unit_test_setup_teardown(prompts_that_wait_are_bounded_by_their_tokens, setup, teardown),

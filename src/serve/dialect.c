@@ -23,8 +23,12 @@ bool mp_api_check_model(const mp_api *api, const json_t *model, mp_api_error *er
     }
     const char *name = mp_api_model(api, model);
     if (mp_json_is(model, name)) return true;
-    return mp_refuse(err, 404, "model_not_found", "model", "there is no model '%.80s' here; this is '%.80s'",
-                     json_string_value(model), name);
+    return mp_refuse_model(err, json_string_value(model), name);
+}
+
+bool mp_refuse_model(mp_api_error *err, const char *asked, const char *name) {
+    return mp_refuse(err, 404, "model_not_found", "model", "there is no model '%.80s' here; this is '%.80s'", asked,
+                     name);
 }
 
 bool mp_api_read_stops(const json_t *stop, const char *name, mp_generation *g, mp_api_error *err) {

@@ -51,6 +51,7 @@ extern const mp_dialect mp_openai_chat, mp_openai_completions, mp_anthropic_mess
 
 /* Whether the request may name this model; the field is optional. Of use to every dialect. */
 bool mp_api_check_model(const mp_api *api, const json_t *model, mp_api_error *err);
+bool mp_refuse_model(mp_api_error *err, const char *asked, const char *name);
 /* The name to answer with: the one that was asked for, or the first. */
 const char *mp_api_model(const mp_api *api, const json_t *model);
 /* Strings that end a reply, one or an array; which reuse; names that mp_fields_read did not know, for a line of log. */

@@ -22,7 +22,7 @@ typedef enum mp_access { MP_ACCESS_PUBLIC, MP_ACCESS_KEY } mp_access;
 
 /* A row of the one table of routes (routes.c). */
 typedef struct mp_route {
-    const char *method, *path;
+    const char *method, *path; /* a path may end with a {name}, which stands for all that is left of a request's */
     mp_access access;
     const mp_dialect *dialect; /* its errors; and its requests, if the route generates */
     enum MHD_Result (*handle)(mp_exchange *exchange);
@@ -66,6 +66,7 @@ struct mp_exchange {
     mp_driver *driver;       /* of the connection's thread */
     mp_watched *watched;     /* of the connection */
     uint64_t begun_ns;       /* when the headers were there */
+    const char *path;        /* as it was sent; valid while the route is asked */
     const mp_route *route;   /* NULL: refused before one was found */
     const mp_key *key;       /* NULL: none was needed */
     const mp_route *other;   /* of a 405: the path's, by another method; NULL else */

@@ -1,24 +1,54 @@
 /* Every route with its auth, in one table, and the small ones. */
 #include <string.h>
 
+#include "base/hash.h"
 #include "serve/exchange.h"
 #include "serve/json.h"
 #include "serve/tokenize.h"
 
+static json_t *describe_model(const mp_api *api, const char *name) {
+    const mepic_model_info *m = api->info;
+    json_t *meta = json_pack("{s:I, s:I, s:I, s:I, s:I}", "n_vocab", (json_int_t)m->n_vocab, "n_ctx_train",
+                             (json_int_t)m->trained_context, "n_embd", (json_int_t)m->n_embd, "n_params",
+                             (json_int_t)m->parameters, "size", (json_int_t)m->file_bytes);
+    return json_pack("{s:o, s:s, s:I, s:s, s:I, s:o}", "id", mp_json_text(name, strlen(name)), "object", "model",
+                     "created", (json_int_t)api->created, "owned_by", "mepic", "max_model_len", (json_int_t)m->context,
+                     "meta", meta);
+}
+
 static enum MHD_Result handle_models(mp_exchange *x) {
     const mp_api *api = &x->server->api;
-    const mepic_model_info *m = api->info;
     json_t *data = json_array();
-    for (uint32_t i = 0; i < api->n_names; i++) {
-        json_t *meta = json_pack("{s:I, s:I, s:I, s:I, s:I}", "n_vocab", (json_int_t)m->n_vocab, "n_ctx_train",
-                                 (json_int_t)m->trained_context, "n_embd", (json_int_t)m->n_embd, "n_params",
-                                 (json_int_t)m->parameters, "size", (json_int_t)m->file_bytes);
-        json_array_append_new(data, json_pack("{s:o, s:s, s:I, s:s, s:I, s:o}", "id",
-                                              mp_json_text(api->names[i], strlen(api->names[i])), "object", "model",
-                                              "created", (json_int_t)api->created, "owned_by", "mepic", "max_model_len",
-                                              (json_int_t)m->context, "meta", meta));
-    }
+    for (uint32_t i = 0; i < api->n_names; i++) json_array_append_new(data, describe_model(api, api->names[i]));
     return mp_exchange_answer_json(x, 200, json_pack("{s:s, s:o}", "object", "list", "data", data));
+}
+
+/* The length of what stands in front of a route's {name}; all of it if it has none. */
+static size_t fixed_part(const char *route_path) {
+    return strcspn(route_path, "{");
+}
+
+/* Whether a part of a path, in which characters may be escaped (%2F), is `text`. */
+static bool is_text(const char *sent, const char *text) {
+    for (; *sent && *text; text++) {
+        int high = *sent == '%' ? mp_hex_digit(sent[1]) : -1, low = high >= 0 ? mp_hex_digit(sent[2]) : -1;
+        if ((unsigned char)*text != (low >= 0 ? high << 4 | low : (unsigned char)*sent)) return false;
+        sent += low >= 0 ? 3 : 1;
+    }
+    return !*sent && !*text;
+}
+
+/* The name may have slashes, as they are or escaped: clients do both. */
+static enum MHD_Result handle_model(mp_exchange *x) {
+    const mp_api *api = &x->server->api;
+    const char *asked = x->path + fixed_part(x->route->path);
+    for (uint32_t i = 0; i < api->n_names; i++) {
+        const char *name = api->names[i];
+        if (is_text(asked, name)) return mp_exchange_answer_json(x, 200, describe_model(api, name));
+    }
+    mp_api_error err;
+    mp_refuse_model(&err, asked, api->names[0]);
+    return mp_exchange_refuse(x, &err);
 }
 
 static enum MHD_Result handle_health(mp_exchange *x) {
@@ -72,6 +102,7 @@ static const mp_route routes[] = {
     { "GET", "/version", MP_ACCESS_KEY, &mp_openai_chat, handle_version },
     { "GET", "/metrics", MP_ACCESS_KEY, &mp_openai_chat, handle_metrics },
     { "GET", "/v1/models", MP_ACCESS_KEY, &mp_openai_chat, handle_models },
+    { "GET", "/v1/models/{model}", MP_ACCESS_KEY, &mp_openai_chat, handle_model },
     { "POST", "/v1/chat/completions", MP_ACCESS_KEY, &mp_openai_chat, mp_generate },
     { "POST", "/v1/completions", MP_ACCESS_KEY, &mp_openai_completions, mp_generate },
     { "POST", "/v1/messages", MP_ACCESS_KEY, &mp_anthropic_messages, mp_generate },
@@ -85,16 +116,21 @@ const mp_route *mp_routes(uint32_t *n) {
     return routes;
 }
 
+static bool is_path_of(const mp_route *route, const char *path) {
+    size_t n = fixed_part(route->path);
+    return route->path[n] ? strncmp(route->path, path, n) == 0 && path[n] : strcmp(route->path, path) == 0;
+}
+
 const mp_route *mp_route_find(const char *method, const char *path, const mp_route **other, mp_api_error *err) {
     *other = NULL;
     const char *wanted = strcmp(method, "HEAD") == 0 ? "GET" : method;
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-        if (strcmp(routes[i].path, path) != 0) continue;
+        if (!is_path_of(&routes[i], path)) continue;
         if (strcmp(routes[i].method, wanted) == 0) return &routes[i];
         *other = &routes[i];
     }
     if (*other)
-        mp_refuse(err, 405, "method_not_allowed", NULL, "%s takes %s, not %.16s", path, (*other)->method, method);
+        mp_refuse(err, 405, "method_not_allowed", NULL, "%.200s takes %s, not %.16s", path, (*other)->method, method);
     else
         mp_refuse(err, 404, "no_such_route", NULL, "there is no route %.16s %.200s", method, path);
     return NULL;

@@ -360,6 +360,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
     }
     if (!x->body_complete) mp_watch_deadline(x->watched, 0);
     x->body_complete = true;
+    x->path = path;
     return x->refused.status ? mp_exchange_refuse(x, &x->refused) : x->route->handle(x);
 }
 

@@ -28,6 +28,12 @@ def models_are_listed():
     assert [m.id for m in models] == ["tiny"] and models[0].owned_by == "mepic"
 
 
+def a_model_is_retrieved():
+    model = client().models.retrieve("tiny")
+    assert model.id == "tiny" and model.object == "model" and model.owned_by == "mepic"
+    expect_error(openai.NotFoundError, "model_not_found", client().models.retrieve, "org/gpt-x")
+
+
 def a_stream_is_the_reply_in_pieces():
     whole = client().chat.completions.create(model="tiny", messages=ASK, **EXACT)
     assert whole.choices[0].finish_reason == "length"
@@ -134,9 +140,9 @@ def many_at_once_are_each_as_alone():
         assert set(texts[i::8]) == {alone.choices[0].message.content}
 
 
-TESTS = [models_are_listed, a_stream_is_the_reply_in_pieces, replies_are_several, logprobs_are_typed,
-         completions_take_several_prompts, documents_are_reused, a_part_is_a_chunk, errors_are_the_packages_own,
-         keys_are_asked_for, a_stream_can_be_left, many_at_once_are_each_as_alone]
+TESTS = [models_are_listed, a_model_is_retrieved, a_stream_is_the_reply_in_pieces, replies_are_several,
+         logprobs_are_typed, completions_take_several_prompts, documents_are_reused, a_part_is_a_chunk,
+         errors_are_the_packages_own, keys_are_asked_for, a_stream_can_be_left, many_at_once_are_each_as_alone]
 for test in TESTS:
     test()
     print(f"{test.__name__}: ok")
