@@ -22,6 +22,8 @@ static const char *report(uint32_t number) {
     return out;
 }
 
+static const char *headers = ""; /* of requests: who asks */
+
 /* Where the prompt of this body came from. `format` makes the body. */
 __attribute__((format(printf, 2, 3))) static mepic_usage usage_of(const char *path, const char *format, ...) {
     char body[8192];
@@ -30,7 +32,11 @@ __attribute__((format(printf, 2, 3))) static mepic_usage usage_of(const char *pa
     int n = vsnprintf(body, sizeof body, format, args);
     va_end(args);
     assert_true(n > 0 && (size_t)n < sizeof body);
-    json_t *root = http_ask_json(port, "POST", path, body, 200);
+    http_reply reply;
+    if (http_ask(port, "POST", path, headers, body, &reply) != 200) fail_msg("%s", reply.body);
+    json_t *root = json_loads(reply.body, JSON_ALLOW_NUL, NULL);
+    assert_non_null(root);
+    http_reply_clear(&reply);
     const json_t *details = at(root, "usage/prompt_tokens_details"), *prompt = at(root, "usage/prompt_tokens");
     mepic_usage u = { .prompt_tokens = (uint32_t)json_integer_value(prompt),
                       .prefix_tokens = (uint32_t)number_at(details, "prefix_tokens"),
@@ -92,6 +98,58 @@ static void every_way_of_giving_a_document_finds_the_same_pages(void **state) {
                            : u.compiled_tokens == 0 && u.chunk_tokens == first.compiled_tokens;
         if (!same) fail_msg("way %zu: compiled %u, found %u", i, u.compiled_tokens, u.chunk_tokens);
     }
+}
+
+#define LOOK(description)                                                                                              \
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"look\",\"description\":\"" description                 \
+    "\",\"parameters\":{\"type\":\"object\"}}}]"
+
+/* Whatever a request leaves in the caches: to another key everything is as if it had never been asked. */
+static void a_key_finds_what_its_own_requests_left_and_nothing_else(void **state) {
+    (void)state;
+    static const char chat[] = "/v1/chat/completions", completions[] = "/v1/completions", messages[] = "/v1/messages";
+    static const char *const ways[][2] = {
+        { chat,
+          "{\"messages\":[{\"role\":\"system\",\"content\":\"a %s\"},{\"role\":\"user\",\"content\":\"x\"}]" END },
+        { chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"b %s\"}],\"reuse\":\"prefix\"" END },
+        { chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]," LOOK("c %s") END },
+        { completions, "{\"prompt\":\"d %s\"" END },
+        { messages, "{\"system\":\"e %s\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]" END },
+        { chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"documents\":[\"f %s\"]" END },
+        { chat, CHAT("[{\"type\":\"text\",\"text\":\"g %s\",\"mepic\":{\"chunk\":true}}]") },
+        { chat, CHAT("\"####h %s####what?\"") },
+        { chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"tool_calls\":[{\"id\":"
+                "\"1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\","
+                "\"tool_call_id\":\"1\",\"content\":\"i %s\"}]" END },
+        { messages, CHAT("[{\"type\":\"document\",\"source\":{\"type\":\"text\",\"media_type\":\"text/plain\","
+                         "\"data\":\"j %s\"}}]") },
+    };
+    static const char *const who[] = { "Authorization: Bearer first-key\r\n", "x-api-key: second-key\r\n" };
+    mp_keys *keys = keys_of("first-key\nsecond-key\n");
+    stop();
+    mp_server_options options = default_options();
+    options.keys = keys;
+    options.chunk_separator = "####";
+    options.chunk_tool_results = 100;
+    start(&options);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        mepic_usage u[2][2];
+        for (int key = 0; key < 2; key++) {
+            headers = who[key];
+            char body[4096];
+            snprintf(body, sizeof body, ways[i][1], report(0)); // NOLINT: of the table above
+            for (int again = 0; again < 2; again++) u[key][again] = usage_of(ways[i][0], "%s", body);
+            const mepic_usage *first = &u[key][0], *second = &u[key][1];
+            uint32_t found = first->prefix_tokens + first->chunk_tokens;
+            if (second->prefix_tokens + second->chunk_tokens < found + 200) fail_msg("way %zu: not found again", i);
+        }
+        if (memcmp(u[0], u[1], sizeof u[0]) != 0) fail_msg("way %zu: the second key sees the first's", i);
+    }
+    headers = "";
+    stop();
+    mp_keys_free(keys);
+    options.keys = NULL;
+    start(&options);
 }
 
 /* An everyday prompt: the time in its first line costs a prefix cache everything behind it. */
@@ -178,6 +236,7 @@ static void who_reads_a_document_at_the_same_time_holds_it_once(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(every_way_of_giving_a_document_finds_the_same_pages, setup_tools, teardown),
+        cmocka_unit_test_setup_teardown(a_key_finds_what_its_own_requests_left_and_nothing_else, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(a_changed_first_line_leaves_the_documents, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(what_is_new_beside_a_document_that_is_there_is_kept_too, setup_tools, teardown),
         cmocka_unit_test_setup_teardown(a_result_of_a_tool_computes_nothing_again, setup_tools, teardown),
