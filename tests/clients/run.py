@@ -2,10 +2,11 @@
 """Runs a client's test against `mepic serve` on a model of random weights, or on MODEL of `./dev models`.
 
     run.py MEPIC MEPIC_SYNTH WORK_DIR CLIENT [MODEL]
+    run.py fetch WORK_DIR CLIENT...
 
-CLIENT_test.py runs with the packages of CLIENT_requirements.txt in a virtual environment in WORK_DIR, which is made
-once for each list of packages; without that file it needs none. It gets the server's URL, the same with API keys, and a
-key. Exit status 77, skipped, when the packages or the model cannot be had.
+CLIENT_test.py runs with the packages of CLIENT_requirements.txt in a virtual environment in WORK_DIR, which the second
+form makes, once for each list of packages (./dev setup); without that file it needs none. It gets the server's URL, the
+same with API keys, and a key. Exit status 77, skipped, when the model is not there.
 """
 import hashlib
 import os
@@ -23,26 +24,41 @@ def skip(why):
     sys.exit(SKIPPED)
 
 
-def venv_python(work, client):
-    requirements = os.path.join(HERE, f"{client}_requirements.txt")
-    if not os.path.exists(requirements):
-        return sys.executable
-    with open(requirements, "rb") as file:
+def requirements_of(client):
+    return os.path.join(HERE, f"{client}_requirements.txt")
+
+
+def venv_of(work, client):
+    with open(requirements_of(client), "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()[:16]
-    venv = os.path.join(work, f"venv-{client}-{digest}")
-    python = os.path.join(venv, "bin", "python")
+    return os.path.join(work, f"venv-{client}-{digest}")
+
+
+def find_python(work, client):
+    if not os.path.exists(requirements_of(client)):
+        return sys.executable
+    venv = venv_of(work, client)
+    if not os.path.exists(os.path.join(venv, "ready")):
+        with open(requirements_of(client), encoding="ascii") as file:
+            packages = " ".join(file.read().split())
+        sys.exit(f"{packages} is not installed in {venv}: run './dev setup {client}'")
+    return os.path.join(venv, "bin", "python")
+
+
+def fetch(work, client):
+    venv = venv_of(work, client)
     ready = os.path.join(venv, "ready")
     if os.path.exists(ready):
-        return python
+        return
+    print(f"fetching the packages of {client}_test.py", file=sys.stderr)
     shutil.rmtree(venv, ignore_errors=True)
     if subprocess.run([sys.executable, "-m", "venv", venv]).returncode != 0:
-        skip("python3 -m venv does not work here")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--timeout", "20",
-           "--retries", "1"]
-    if subprocess.run(pip + ["-r", requirements]).returncode != 0:
-        skip("the packages could not be fetched")
+        sys.exit("python3 -m venv does not work here")
+    pip = [os.path.join(venv, "bin", "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if subprocess.run([*pip, "-r", requirements_of(client)]).returncode != 0:
+        sys.exit(f"the packages of {requirements_of(client)} cannot be fetched; './dev test -LE client' runs what does "
+                 "not need them")
     open(ready, "w").close()
-    return python
 
 
 def start_server(mepic, model, *options):
@@ -57,9 +73,13 @@ def start_server(mepic, model, *options):
 
 
 def main():
+    if sys.argv[1] == "fetch":
+        for client in sys.argv[3:]:
+            fetch(sys.argv[2], client)
+        return
     mepic, synth, work, client, *real = sys.argv[1:]
+    python = find_python(work, client)
     os.makedirs(work, exist_ok=True)
-    python = venv_python(work, client)
     model, keys = os.path.join(work, f"{client}.gguf"), os.path.join(work, f"{client}.keys")
     if real:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
