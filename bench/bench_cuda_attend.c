@@ -1,12 +1,13 @@
 /* bench_cuda_attend: decode attention on the GPU, with shared runs read once and with pages of their own for every
  * request, beside the time that reading the unique bytes takes at the rate measured in the same run.
  *
- *     bench_cuda_attend [small] [page N] [layers N] [split N] [back N] [general] [only PART] [noapart]
+ *     bench_cuda_attend [small] [page N] [layers N] [split N] [back N] [general] [fp8] [biased] [only PART] [noapart]
  *
  * Pages lie in random order; a replayed graph goes over as many copies of the problem as make 400 MB; medians of 9.
  * layers: of a page; each copy of the problem is another layer of the same pages instead of other pages. split: readers
  * of an item at most, back: blocks that begin at the end of the list, if not what the backend takes. general: the
- * kernels for every architecture. only: scenes whose name has this in it. noapart: without the comparison. */
+ * kernels for every architecture. fp8: pages of fp8; biased: with keys that lie there without their bias. only: scenes
+ * whose name has this in it. noapart: without the comparison. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@
 #include "base/mem.h"
 #include "bench/cuda_read.h"
 
-enum { N_REPLAYS = 9, MAX_COPIES = 64, CELL = MP_CU_CELL_TOKENS };
+enum { N_REPLAYS = 9, MAX_COPIES = 64, CELL = MP_CU_CELL_TOKENS, MAX_HEADS = 8, MAX_HEAD_DIM = 128 };
 
 typedef struct scene {
     const char *name;
@@ -45,8 +46,9 @@ typedef struct bench {
     uint64_t random;
     uint8_t *slab;
     size_t slab_bytes;
+    const mp_cu_key_bias *key_bias;
     uint32_t page_size, n_layers, split, back;
-    bool general, noapart, split_given;
+    bool general, noapart, split_given, fp8, biased;
     const char *only;
     double read; /* bytes a microsecond */
     mp_cu_attend attend;
@@ -181,7 +183,7 @@ static bool build(bench *b, const scene *s, bool shared, problem *p) {
         }
         read_run(p, row, add_cells(p, s->own), s->own, -1);
     }
-    p->bytes = (double)tokens_of(s, shared) * b->attend.n_kv_heads * b->attend.head_dim * 4;
+    p->bytes = (double)tokens_of(s, shared) * b->attend.n_kv_heads * (double)b->attend.block_bytes / b->page_size;
     return true;
 }
 
@@ -323,13 +325,15 @@ static void run_shape(bench *b, const char *name, uint32_t n_heads, uint32_t n_k
     a->page_size = b->page_size;
     a->scale = 0.088f;
     a->rope.n_pairs = head_dim / 2;
-    a->block_bytes = (size_t)b->page_size * head_dim * 4;
+    a->fp8 = b->fp8;
+    a->key_bias = b->biased ? b->key_bias : NULL;
+    a->block_bytes = (size_t)b->page_size * (b->fp8 ? 2 * head_dim + 8 : 4 * head_dim);
     a->page_bytes = a->block_bytes * n_kv_heads * b->n_layers;
     a->slab = b->slab;
-    if (!b->split_given) b->split = mp_cu_attend_item_readers(a->arch, head_dim, n_heads, n_kv_heads);
-    printf("%s: %u heads, %u kv heads of %u; pages of %u, %u layers, %u readers an item, %s\n", name, n_heads,
+    if (!b->split_given) b->split = mp_cu_attend_item_readers(a->arch, b->fp8, head_dim, n_heads, n_kv_heads);
+    printf("%s: %u heads, %u kv heads of %u; pages of %u, %u layers, %u readers an item, %s%s%s\n", name, n_heads,
            n_kv_heads, head_dim, b->page_size, b->n_layers, b->split,
-           b->general ? "general kernel" : "the card's kernel");
+           b->general ? "general kernel" : "the card's kernel", b->fp8 ? ", fp8" : "", b->biased ? ", biased" : "");
     printf("%-32s %9s %8s %9s %12s %9s %9s\n", "", "us", "TB/s", "of limit", "unshared us", "of limit", "speed-up");
     for (size_t i = 0; i < sizeof scenes / sizeof *scenes && b->device.error == cudaSuccess; i++) {
         const scene *s = &scenes[i];
@@ -348,12 +352,18 @@ static bool open_slab(bench *b, size_t bytes) {
     uint64_t turns[64];
     uint16_t *random = mp_calloc(part, 1);
     if (!random) return false;
-    for (size_t i = 0; i < part / 2; i++)
-        random[i] = (uint16_t)(0x3f00 + below(b, 256) + (below(b, 2) << 15)); /* 0.5 .. 2 */
+    for (size_t i = 0; i < part / 2; i++) { /* 0.5 .. 2; of fp8 every other code is random, and all factors are such */
+        random[i] = (uint16_t)((b->fp8 ? 0x7700 : 0x3f00) + below(b, 256) + (below(b, 2) << 15));
+    }
     for (int i = 0; i < 64; i++) turns[i] = (uint64_t)below(b, 1u << 30) << 20;
     b->slab_bytes = bytes / part * part;
     b->slab = upload(b, NULL, b->slab_bytes);
     b->attend.rope = (mp_cu_rope){ upload(b, turns, sizeof turns), 64, true, 1.0f };
+    mp_cu_key_bias bias[MAX_HEADS * MAX_HEAD_DIM];
+    for (int i = 0; i < MAX_HEADS * MAX_HEAD_DIM; i++) {
+        bias[i] = (mp_cu_key_bias){ below(b, 1u << 30), below(b, 1u << 30), below(b, 1u << 30), 1.0f };
+    }
+    b->key_bias = upload(b, bias, sizeof bias);
     bool good = b->slab && TRY(b, cudaMemcpy(b->slab, random, part, cudaMemcpyHostToDevice));
     for (size_t at = part; good && at < b->slab_bytes; at += part) {
         good = TRY(b, cudaMemcpy(b->slab + at, b->slab, part, cudaMemcpyDeviceToDevice));
@@ -369,6 +379,8 @@ int main(int argc, char **argv) {
         uint32_t value = i + 1 < argc ? (uint32_t)strtoul(argv[i + 1], NULL, 10) : 0;
         if (!strcmp(argv[i], "small")) small = true;
         if (!strcmp(argv[i], "general")) b.general = true;
+        if (!strcmp(argv[i], "fp8")) b.fp8 = true;
+        if (!strcmp(argv[i], "biased")) b.biased = true;
         if (!strcmp(argv[i], "noapart")) b.noapart = true;
         if (!strcmp(argv[i], "page")) b.page_size = value;
         if (!strcmp(argv[i], "layers")) b.n_layers = value;

@@ -1,10 +1,10 @@
 /* bench_cuda_prefill: prefill attention on a GPU against the rate of its matrix units, measured in the same run.
  *
- *   bench_cuda_prefill [--general] [--only TEXT]
+ *   bench_cuda_prefill [--general] [--fp8] [--only TEXT]
  *
  * The ceiling is a bf16 product of 8192 x 8192 x 8192 by cuBLASLt. A figure is the median of launches timed one by one,
  * after a warm-up, on random numbers; only products for keys that a row sees are counted. --general takes the kernel
- * that every architecture has. */
+ * that every architecture has; --fp8 reads pages of fp8. */
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -51,8 +51,8 @@ static void *upload(const void *data, size_t bytes) {
     return p;
 }
 
-/* bf16 numbers, mean 0, variance 1. */
-static uint16_t *make_numbers(void) {
+/* bf16 numbers, mean 0, variance 1; or what in pages of fp8 is every other code at random, and factors to suit. */
+static uint16_t *make_numbers(bool codes) {
     uint16_t *numbers = take(CHUNK / 2, 2);
     uint64_t z = 1;
     for (size_t i = 0; i < CHUNK / 2; i++) {
@@ -64,7 +64,7 @@ static uint16_t *make_numbers(void) {
         sum *= 1.7320508f;
         uint32_t wide;
         memcpy(&wide, &sum, 4);
-        numbers[i] = (uint16_t)(wide >> 16);
+        numbers[i] = (uint16_t)(codes ? 0x7700 | (wide >> 8 & 0xff) | (wide >> 16 & 0x8000) : wide >> 16);
     }
     return numbers;
 }
@@ -263,7 +263,7 @@ static void make_work(problem *p, const spec *s, const uint16_t *numbers) {
     free(blocks);
 }
 
-static void make_problem(problem *p, const spec *s, const uint16_t *numbers, uint32_t arch, uint32_t n_sm) {
+static void make_problem(problem *p, const spec *s, const uint16_t *numbers, uint32_t arch, uint32_t n_sm, bool fp8) {
     *p = (problem){ 0 };
     mp_cu_attend *a = &p->attend;
     a->head_dim = s->head_dim;
@@ -279,9 +279,12 @@ static void make_problem(problem *p, const spec *s, const uint16_t *numbers, uin
     }
     a->rope = (mp_cu_rope){ keep(p, upload(turns, sizeof turns)), s->head_dim / 2, true, 1.0f };
     make_work(p, s, numbers);
-    a->block_bytes = (size_t)PAGE * s->head_dim * 4;
+    a->fp8 = fp8;
+    a->block_bytes = (size_t)PAGE * (fp8 ? 2 * s->head_dim + 8 : 4 * s->head_dim);
     a->page_bytes = a->block_bytes * s->n_kv_heads;
-    a->slab = keep(p, take_random(numbers, p->n_pages * a->page_bytes));
+    uint16_t *codes = fp8 ? make_numbers(true) : NULL;
+    a->slab = keep(p, take_random(fp8 ? codes : numbers, p->n_pages * a->page_bytes));
+    free(codes);
 }
 
 /* Of the outputs: kernels that keep their promise have the same. */
@@ -299,20 +302,22 @@ static cudaError_t launch_prefill(void *ctx) {
 
 int main(int argc, char **argv) {
     const char *only = "";
-    bool general = false;
+    bool general = false, fp8 = false;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--general") == 0) {
             general = true;
+        } else if (strcmp(argv[i], "--fp8") == 0) {
+            fp8 = true;
         } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
             only = argv[++i];
         } else {
-            fprintf(stderr, "usage: bench_cuda_prefill [--general] [--only TEXT]\n");
+            fprintf(stderr, "usage: bench_cuda_prefill [--general] [--fp8] [--only TEXT]\n");
             return 2;
         }
     }
     struct cudaDeviceProp prop;
     CHECK(cudaGetDeviceProperties(&prop, 0));
-    uint16_t *numbers = make_numbers();
+    uint16_t *numbers = make_numbers(false);
     uint32_t compiled;
     CHECK(mp_cu_kernels_arch(&compiled));
     double rate = matrix_rate(numbers);
@@ -321,7 +326,7 @@ int main(int argc, char **argv) {
         if (!strstr(specs[i].name, only)) continue;
         problem p;
         uint32_t arch = general ? 80 : mp_cu_code((uint32_t)(prop.major * 10 + prop.minor), compiled);
-        make_problem(&p, &specs[i], numbers, arch, (uint32_t)prop.multiProcessorCount);
+        make_problem(&p, &specs[i], numbers, arch, (uint32_t)prop.multiProcessorCount, fp8);
         double us = time_launches(launch_prefill, &p.attend), done = p.flops / us * 1e-6;
         printf("%-36s %8.1f us  %6.1f TFLOP/s  %5.1f %%  bits %016llx\n", specs[i].name, us, done, 100 * done / rate,
                (unsigned long long)hash_of(p.attend.out, p.out_bytes));

@@ -69,10 +69,12 @@ if has_part check; then
         program=$(find_program "test_$test") || continue
         step "$test" "$program" cuda
         step "$test-smollm2" "$program" cuda model
+        step "$test-kv8" "$program" cuda kv8
     done
     program=$(find_program test_golden) && for model in smollm2-135m qwen0.5b; do
         step "golden-$model" "$program" "$model" cuda
         step "golden-fp8-$model" "$program" "$model" cuda fp8
+        step "golden-kv8-$model" "$program" "$model" cuda kv8
     done
 fi
 if has_part ops; then
@@ -80,6 +82,13 @@ if has_part ops; then
         program=$(find_program "bench_cuda_$bench") || continue
         step "bench-$bench" "$program"
         cat "$out/bench-$bench.log"
+    done
+    for bench in "attend fp8" "attend fp8 biased" "prefill --fp8"; do
+        program=$(find_program "bench_cuda_${bench%% *}") || continue
+        log=bench-$(printf %s "$bench" | tr -d - | tr ' ' -)
+        # shellcheck disable=SC2086
+        step "$log" "$program" ${bench#* }
+        cat "$out/$log.log"
     done
     if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
         step torch python3 bench/peers/torch_attention.py
@@ -100,13 +109,15 @@ if has_part model; then
     {
         step decode "$mepic" bench decode $common --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
         step decode-fp8 "$mepic" bench decode $common --weights fp8 --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
+        step decode-kv8 "$mepic" bench decode $common --kv-type fp8 --contexts 0,2048 --batches 1,16,64 --step-tokens 4096
+        step prefill-kv8 "$mepic" bench prefill $common --kv-type fp8 --lengths 2048,8192 --step-tokens 8192
         step prefill-fp8 "$mepic" bench prefill $common --weights fp8 --lengths 2048,8192 --step-tokens 8192
         step prefill "$mepic" bench prefill $common --lengths 2048,8192 --step-tokens 8192
         step resident "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192
         step unshared "$mepic" bench prefill $common --lengths 64 --chunks 16 --step-tokens 8192 --reuse none
         step reuse-bench "$mepic" bench reuse $common --data "$data" --requests 16 --concurrency 8 --paragraphs 8
     }
-    for log in decode decode-fp8 prefill prefill-fp8 resident unshared reuse-bench; do
+    for log in decode decode-fp8 decode-kv8 prefill prefill-fp8 prefill-kv8 resident unshared reuse-bench; do
         echo "$log:"
         cat "$out/$log.log"
     done

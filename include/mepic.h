@@ -76,11 +76,13 @@ typedef enum mepic_reuse {
     MEPIC_REUSE_MEPIC = 3,   /* chunks are shared at any position, beginnings as well */
 } mepic_reuse;
 
+/* CPU: f16, bf16 or f32. CUDA: bf16; or fp8 (e4m3), half as many bytes a token, further from exact. */
 typedef enum mepic_kv_type {
     MEPIC_KV_DEFAULT = 0,
     MEPIC_KV_F16 = 1,
     MEPIC_KV_BF16 = 2,
-    MEPIC_KV_F32 = 3
+    MEPIC_KV_F32 = 3,
+    MEPIC_KV_FP8 = 4
 } mepic_kv_type;
 /* What weights are kept and multiplied as. FP8: e4m3 with a scale an output, and the rows they multiply in e4m3 with a
  * scale a row; token embeddings and the output matrix stay in bf16. */

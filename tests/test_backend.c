@@ -614,8 +614,9 @@ static void test_bad_config(void **state) {
     assert_int_equal(f.ops->open(&config, &none, &err), MEPIC_ERR_ARGUMENT);
     assert_non_null(strstr(err.message, "24"));
     config = config_of(&f, NULL, 1);
-    config.kv_type = MEPIC_KV_DEFAULT;
-    assert_int_equal(f.ops->open(&config, &none, &err), MEPIC_ERR_ARGUMENT);
+    config.kv_type = MEPIC_KV_FP8;
+    assert_int_equal(f.ops->open(&config, &none, &err), MEPIC_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "fp8"));
     config = config_of(&f, NULL, 1);
     config.weights = MEPIC_WEIGHTS_FP8;
     assert_int_equal(f.ops->open(&config, &none, &err), MEPIC_ERR_UNSUPPORTED);

@@ -130,7 +130,7 @@ static void bad_options_are_named(void **state) {
         { "--pages", "3", "4 to 16777216" },
         { "--kv-memory", "12Q", "512M or 2G" },
         { "--context", "1", "16 to" },
-        { "--kv-type", "f8", "f16, bf16 or f32" },
+        { "--kv-type", "f8", "f16, bf16, f32 or fp8" },
         { "--weights", "q8", "bf16 or fp8" },
         { "--reuse", "all", "none, prefix or mepic" },
         { "--link-tokens", "some", "all" },

@@ -60,6 +60,7 @@ static void the_report_as_json(void **state) {
     assert_non_null(report);
     assert_string_equal(json_string_value(json_object_get(report, "architecture")), "qwen2");
     assert_int_equal(json_integer_value(json_object_get(report, "kv_bytes_per_token_f16")), 2 * 2 * 2 * 2 * 16);
+    assert_int_equal(json_integer_value(json_object_get(report, "kv_bytes_per_token_fp8")), 2 * 2 * (2 * 16 + 8));
     json_t *hp = json_object_get(report, "hyper_parameters"), *position = json_object_get(report, "position");
     assert_int_equal(json_integer_value(json_object_get(hp, "embedding")), 64);
     assert_true(json_is_true(json_object_get(hp, "qkv_bias")));

@@ -53,6 +53,25 @@ static const world_case cases[] = {
     { "head_dim 256", false,
       { .n_heads = 8, .n_kv_heads = 2, .head_dim = 256, .page_size = 32, .n_pairs = 128, .halves = true,
         .n_sequences = 20, .seq_rows = 1, .private_tokens = 200, .n_shared = 4, .n_refs = 2 } },
+    { "fp8, few readers", true,
+      { .n_heads = 8, .n_kv_heads = 2, .head_dim = 128, .page_size = 16, .n_pairs = 64, .halves = true, .fp8 = true,
+        .n_sequences = 4, .seq_rows = 1, .private_tokens = 300, .n_shared = 5, .n_refs = 3 } },
+    { "fp8, many readers, biased", false,
+      { .n_heads = 8, .n_kv_heads = 2, .head_dim = 128, .page_size = 16, .n_pairs = 64, .halves = true, .fp8 = true,
+        .biased = true, .n_sequences = 150, .seq_rows = 1, .private_tokens = 40, .n_shared = 6, .n_refs = 3 } },
+    { "fp8, heads of 64, group of 7, biased", true,
+      { .n_heads = 14, .n_kv_heads = 2, .head_dim = 64, .page_size = 32, .n_pairs = 32, .halves = true, .fp8 = true,
+        .biased = true, .n_sequences = 20, .seq_rows = 1, .private_tokens = 400, .n_shared = 8, .n_refs = 4 } },
+    { "fp8, head_dim 80, biased, pairs side by side", false,
+      { .n_heads = 4, .n_kv_heads = 4, .head_dim = 80, .page_size = 16, .n_pairs = 24, .fp8 = true, .biased = true,
+        .n_sequences = 20, .seq_rows = 1, .private_tokens = 100, .n_shared = 3, .n_refs = 2, .cell_tokens = 192 } },
+    { "fp8, head_dim 96, half turned", false,
+      { .n_heads = 12, .n_kv_heads = 2, .head_dim = 96, .page_size = 64, .n_pairs = 24, .halves = true, .fp8 = true,
+        .biased = true, .magnitude = 1.25f, .n_sequences = 20, .seq_rows = 1, .private_tokens = 100, .n_shared = 3,
+        .n_refs = 2 } },
+    { "fp8, head_dim 256, long pages", false,
+      { .n_heads = 8, .n_kv_heads = 2, .head_dim = 256, .page_size = 128, .n_pairs = 128, .halves = true, .fp8 = true,
+        .biased = true, .n_sequences = 20, .seq_rows = 1, .private_tokens = 200, .n_shared = 4, .n_refs = 2 } },
     { "deep", false,
       { .n_heads = 8, .n_kv_heads = 2, .head_dim = 128, .page_size = 16, .n_pairs = 64, .halves = true,
         .n_sequences = 1, .seq_rows = 3, .private_tokens = 14000 } },
@@ -106,13 +125,15 @@ static void test_case(void **state) {
 static void test_spoiled(void **state) {
     (void)state;
     static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
-    for (uint32_t i = 0; i < 5; i++) {
+    for (uint32_t i = 0; i < 10; i++) {
         cuda_world_spec spec = { .seed = 31 + i,
                                  .n_heads = 6,
                                  .n_kv_heads = 2,
-                                 .head_dim = dims[i],
+                                 .head_dim = dims[i % 5],
                                  .page_size = 16u << i % 4,
-                                 .n_pairs = dims[i] / 2,
+                                 .n_pairs = dims[i % 5] / 2,
+                                 .fp8 = i >= 5,
+                                 .biased = i >= 5,
                                  .n_sequences = 7,
                                  .seq_rows = 2,
                                  .private_tokens = 300,
@@ -138,7 +159,8 @@ static void test_spoiled(void **state) {
                     cuda_world_regroup(w, few ? 0 : 3);
                     run(w, after);
                     if (!cuda_world_contained(w, touched, before, after)) {
-                        fail_msg("head_dim %u, kinds %u, arch %u, %u SMs", dims[i], kinds, arch, a->n_sm);
+                        fail_msg("%shead_dim %u, kinds %u, arch %u, %u SMs", spec.fp8 ? "fp8, " : "", spec.head_dim,
+                                 kinds, arch, a->n_sm);
                     }
                 }
             }

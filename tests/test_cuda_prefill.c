@@ -52,8 +52,8 @@ static result run_decode(cuda_world *w, uint32_t arch) {
 static void check_error(cuda_world *w, const result *r, const char *what) {
     double worst, error = cuda_world_error(w, r->out, &worst);
     const mp_cu_attend *a = cuda_world_attend(w);
-    print_message("%u/%u heads of %u, pages of %u, %s: error %.2e, worst row %.2e\n", a->n_heads, a->n_kv_heads,
-                  a->head_dim, a->page_size, what, error, worst);
+    print_message("%u/%u heads of %u, pages of %u%s, %s: error %.2e, worst row %.2e\n", a->n_heads, a->n_kv_heads,
+                  a->head_dim, a->page_size, a->fp8 ? " of fp8" : "", what, error, worst);
     /* Weights are bf16, cells are rounded to f16, turned queries and outputs to bf16. */
     assert_true(error < 5e-3);
     assert_true(worst < 3e-2);
@@ -143,17 +143,19 @@ static void test_groups(void **state) {
     }
 }
 
-/* Every head_dim with every number of heads a kv head: prefill and decode. */
+/* Every head_dim with every number of heads a kv head, bf16 and fp8: prefill and decode. */
 static void test_every_shape(void **state) {
     (void)state;
     static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
-    for (uint32_t i = 0; i < 5; i++) {
+    for (uint32_t i = 0; i < 10; i++) {
         for (uint32_t group = 1; group <= 16; group += only_small ? 5 : 1) {
             cuda_world_spec spec = { .seed = 700 + 16 * i + group,
                                      .n_kv_heads = 1 + group % 2,
-                                     .head_dim = dims[i],
+                                     .head_dim = dims[i % 5],
                                      .page_size = 16u << group % 4,
-                                     .n_pairs = dims[i] / 2,
+                                     .n_pairs = dims[i % 5] / 2,
+                                     .fp8 = i >= 5,
+                                     .biased = i >= 5 && group % 4 < 2,
                                      .halves = i % 2 == 0,
                                      .n_sequences = 3,
                                      .seq_rows = 1 + group % 3 * 8,
@@ -170,10 +172,11 @@ static void test_every_shape(void **state) {
 /* More rows than a block has, no holes: most stages are seen whole. */
 static void test_plain(void **state) {
     (void)state;
-    for (uint32_t head_dim = 64; head_dim <= 128; head_dim += 64) {
+    for (uint32_t i = 0; i < 4; i++) {
         cuda_world_spec spec = base_spec(300);
-        spec.head_dim = head_dim;
-        spec.n_pairs = head_dim / 2;
+        spec.head_dim = i % 2 ? 128 : 64;
+        spec.n_pairs = spec.head_dim / 2;
+        spec.fp8 = i >= 2;
         spec.plain = true;
         spec.seq_rows = only_small ? 40 : 300;
         spec.private_tokens = only_small ? 300 : 3000;
@@ -209,10 +212,11 @@ static void test_pages_and_pairs(void **state) {
 static void test_spoiled(void **state) {
     (void)state;
     static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
-    for (uint32_t i = 0; i < 5; i++) {
+    for (uint32_t i = 0; i < 10; i++) {
         cuda_world_spec spec = base_spec(600 + i);
-        spec.head_dim = dims[i];
-        spec.n_pairs = dims[i] / 2 - 8 * (i % 2);
+        spec.fp8 = spec.biased = i >= 5;
+        spec.head_dim = dims[i % 5];
+        spec.n_pairs = dims[i % 5] / 2 - 8 * (i % 2);
         spec.n_sequences = 4;
         spec.private_tokens = 300;
         spec.page_size = 16u << i % 4;
@@ -231,7 +235,7 @@ static void test_spoiled(void **state) {
                     a->n_sm = few ? 1 : n_sm;
                     result after = run(w, 16, arch);
                     if (!cuda_world_contained(w, touched, before.out, after.out)) {
-                        fail_msg("head_dim %u, kinds %u, arch %u, %u SMs", dims[i], kinds, arch, a->n_sm);
+                        fail_msg("head_dim %u, kinds %u, arch %u, %u SMs", spec.head_dim, kinds, arch, a->n_sm);
                     }
                     free(after.out);
                 }
@@ -240,6 +244,29 @@ static void test_spoiled(void **state) {
             free(touched);
             cuda_world_close(w);
         }
+    }
+}
+
+static void test_fp8(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t head_dim, page_size, n_pairs, group;
+        bool halves, biased, plain;
+    } cases[] = { { 128, 16, 64, 4, true, false, false }, { 128, 32, 64, 7, true, true, true },
+                  { 64, 16, 32, 3, true, true, false },   { 64, 48, 20, 1, false, true, false },
+                  { 80, 16, 40, 4, true, true, false },   { 96, 64, 24, 2, false, true, false },
+                  { 256, 128, 128, 4, true, true, false } };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cuda_world_spec spec = base_spec(700 + i);
+        spec.fp8 = true;
+        spec.head_dim = cases[i].head_dim;
+        spec.page_size = cases[i].page_size;
+        spec.n_pairs = cases[i].n_pairs;
+        spec.n_heads = 2 * cases[i].group;
+        spec.halves = cases[i].halves;
+        spec.biased = cases[i].biased;
+        spec.plain = cases[i].plain;
+        check_world(&spec);
     }
 }
 
@@ -273,7 +300,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_head_dims), cmocka_unit_test(test_groups),  cmocka_unit_test(test_every_shape),
         cmocka_unit_test(test_plain),     cmocka_unit_test(test_spoiled), cmocka_unit_test(test_pages_and_pairs),
-        cmocka_unit_test(test_nothing),
+        cmocka_unit_test(test_fp8),       cmocka_unit_test(test_nothing),
     };
     return cmocka_run_group_tests_name("cuda_prefill", tests, NULL, NULL);
 }

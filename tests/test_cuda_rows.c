@@ -321,6 +321,7 @@ enum { LAYERS = 3, LAYER = 1, PAGES = 6, STORED = 9, STORE_BUCKET = 300 };
 typedef struct store_case {
     uint32_t head_dim, n_heads, n_kv_heads, n_rot, page_size;
     bool halves, bias, head_norm;
+    bool fp8; /* with a bias and without a norm, k is stored without the bias */
 } store_case;
 
 /* The layout of kernels.h once more, from its words: byte of (token of the group, column) in a group's K or V. */
@@ -353,7 +354,7 @@ static void make_store(store_world *w, const store_case *c) {
     if (c->bias) w->bias = random_f32(w->width, -20, 20);
     if (c->head_norm) w->q_norm = random_f32(c->head_dim, -2, 2), w->k_norm = random_f32(c->head_dim, -2, 2);
     for (uint32_t i = 0; i < c->n_rot / 2; i++) w->turns[i] = rng_next(&random_numbers) >> i % 64;
-    w->block_bytes = (size_t)c->page_size * c->head_dim * 4;
+    w->block_bytes = (size_t)c->page_size * (c->fp8 ? 2 * c->head_dim + 8 : 4 * c->head_dim);
     w->page_bytes = w->block_bytes * c->n_kv_heads * LAYERS;
     for (uint32_t r = 0; r < STORED; r++) { /* no two rows in one slot */
         w->rows[r] = (mp_cu_row){ .position = (int32_t)rng_below(&random_numbers, 200000),
@@ -367,6 +368,10 @@ static void free_store(store_world *w) {
     free(w->bias);
     free(w->q_norm);
     free(w->k_norm);
+}
+
+static bool minus_bias(const store_case *c) {
+    return c->fp8 && c->bias && !c->head_norm;
 }
 
 /* Stores rows [first, first + n); q and slab (host copies) as they are afterwards. */
@@ -383,6 +388,8 @@ static void run_store(const store_world *w, uint32_t first, uint32_t n, uint32_t
                   .halves = c->halves,
                   .magnitude = w->magnitude },
         .norm_eps = 1e-6f,
+        .fp8 = c->fp8,
+        .k_minus_bias = minus_bias(c),
         .qkv = gpu_new(STORE_BUCKET * w->width * 2, 0xff),
         .q = gpu_new(STORE_BUCKET * q_row * 2, 0xff),
         .slab = gpu_new(PAGES * w->page_bytes, 0xff),
@@ -412,10 +419,12 @@ static void run_store(const store_world *w, uint32_t first, uint32_t n, uint32_t
 /* Head h of row r after bias and norm, in double. */
 static void reference_head(const store_world *w, uint32_t r, uint32_t h, const float *norm_weight, double *y) {
     uint32_t d = w->c.head_dim;
+    bool is_k = h >= w->c.n_heads && h < w->c.n_heads + w->c.n_kv_heads;
     double squares = 0;
     for (uint32_t i = 0; i < d; i++) {
         float v = mp_bf16_to_f32(w->qkv[r * w->width + h * d + i]);
-        y[i] = (double)(w->bias ? v + w->bias[h * d + i] : v);
+        bool biased = w->bias && !(is_k && minus_bias(&w->c));
+        y[i] = (double)(biased ? v + w->bias[h * d + i] : v);
         squares += y[i] * y[i];
     }
     for (uint32_t i = 0; norm_weight && i < d; i++) y[i] *= (double)norm_weight[i] / sqrt(squares / d + 1e-6);
@@ -432,6 +441,48 @@ static void reference_turn(const store_world *w, int32_t position, const double 
     }
 }
 
+/* The numbers of a head as fp8, within half a step of what they should be; what was written becomes poison. */
+static void check_fp8(const double *want, uint32_t n, uint8_t *codes, uint32_t token, uint8_t *factor,
+                      const char *what) {
+    double top = 0;
+    for (uint32_t i = 0; i < n; i++) top = fmax(top, fabs(want[i]));
+    uint16_t bits;
+    memcpy(&bits, factor, 2);
+    double scale = ldexp((double)mp_bf16_to_f32(bits), -120);
+    assert_true(top / scale <= 448.01 && top / scale >= 448 * (1 - 1.0 / 127));
+    for (uint32_t i = 0; i < n; i++) {
+        uint8_t *place = codes + i / 16 * 128 + token * 16 + i % 8 * 2 + i / 8 % 2;
+        int exponent = *place >> 3 & 15, mantissa = *place & 7;
+        double got = scale * ldexp(exponent ? 8 + mantissa : 2 * mantissa, exponent - 10);
+        if (*place & 0x80) got = -got;
+        *place = 0xff;
+        double binade = fmax(floor(log2(fmax(fabs(want[i]), 1e-30) / scale)), -6);
+        double step = scale * ldexp(1, (int)binade - 3), error = fabs(got - want[i]);
+        if (error > step / 2 + 5e-5) fail_msg("%s [%u] as fp8: %g, not %g", what, i, got, want[i]);
+    }
+    memset(factor, 0xff, 2);
+}
+
+/* A head of kv in the row's group of 8 tokens, and what else there is of the token. */
+static void check_stored_fp8(const store_world *w, uint32_t r, uint32_t h, uint8_t *slab) {
+    const store_case *c = &w->c;
+    const mp_cu_row *row = &w->rows[r];
+    uint32_t d = c->head_dim, token = row->slot % 8;
+    uint8_t *group =
+        slab + row->page * w->page_bytes + (LAYER * c->n_kv_heads + h) * w->block_bytes + row->slot / 8 * (16 * d + 64);
+    uint8_t *marks = group + 8 * d;
+    double x[256], y[256];
+    int32_t angle;
+    memcpy(&angle, marks + token * 4, 4);
+    assert_int_equal(angle, row->position);
+    memset(marks + token * 4, 0xff, 4);
+    reference_head(w, r, c->n_heads + h, w->k_norm, x);
+    reference_turn(w, row->position, x, y);
+    check_fp8(y, d, group, token, marks + 32 + token * 2, "k");
+    reference_head(w, r, c->n_heads + c->n_kv_heads + h, NULL, x);
+    check_fp8(x, d, marks + 64, token, marks + 48 + token * 2, "v");
+}
+
 /* Checks a stored row, and poisons what it wrote, so that in the end the slab must be poison all over. */
 static void check_stored(const store_world *w, uint32_t r, const uint16_t *q, uint8_t *slab) {
     const store_case *c = &w->c;
@@ -443,6 +494,10 @@ static void check_stored(const store_world *w, uint32_t r, const uint16_t *q, ui
         }
     }
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+        if (c->fp8) {
+            check_stored_fp8(w, r, h, slab);
+            continue;
+        }
         const mp_cu_row *row = &w->rows[r];
         uint8_t *group = slab + row->page * w->page_bytes + (LAYER * c->n_kv_heads + h) * w->block_bytes +
                          row->slot / 8 * 8 * c->head_dim * 4;
@@ -500,19 +555,24 @@ static void check_store(const store_case *c) {
 static void store(void **state) {
     (void)state;
     static const store_case cases[] = {
-        { 128, 32, 8, 128, 16, true, false, false }, { 128, 32, 8, 128, 16, false, false, false },
-        { 64, 14, 2, 64, 16, true, true, false },    { 128, 16, 8, 128, 32, true, false, true },
-        { 80, 4, 4, 80, 16, true, true, true },      { 96, 6, 2, 96, 64, false, false, true },
-        { 256, 4, 1, 128, 16, true, true, false },   { 112, 3, 3, 56, 128, true, false, false },
-        { 48, 5, 1, 20, 16, false, true, true },     { 16, 4, 2, 16, 16, true, false, false },
-        { 32, 2, 1, 12, 16, true, false, true },
+        { 128, 32, 8, 128, 16, true, false, false, false }, { 128, 32, 8, 128, 16, false, false, false, false },
+        { 64, 14, 2, 64, 16, true, true, false, false },    { 128, 16, 8, 128, 32, true, false, true, false },
+        { 80, 4, 4, 80, 16, true, true, true, false },      { 96, 6, 2, 96, 64, false, false, true, false },
+        { 256, 4, 1, 128, 16, true, true, false, false },   { 112, 3, 3, 56, 128, true, false, false, false },
+        { 48, 5, 1, 20, 16, false, true, true, false },     { 16, 4, 2, 16, 16, true, false, false, false },
+        { 32, 2, 1, 12, 16, true, false, true, false },
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_store(&cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        store_case c = cases[i];
+        check_store(&c);
+        c.fp8 = true;
+        check_store(&c);
+    }
 }
 
 static void store_saturates(void **state) {
     (void)state;
-    const store_case c = { 64, 1, 1, 64, 16, true, true, false };
+    const store_case c = { 64, 1, 1, 64, 16, true, true, false, false };
     store_world w;
     make_store(&w, &c);
     for (size_t i = 0; i < STORED * w.width; i++) w.qkv[i] = 0x7f80; /* infinity */
@@ -535,9 +595,9 @@ static void store_saturates(void **state) {
 /* A NaN in a token's value is one in its key, and in no value: rows that do not see the token multiply it by 0. */
 static void store_keeps_nan_in_the_key(void **state) {
     (void)state;
-    static const store_case cases[] = { { 64, 3, 2, 64, 16, true, true, false },
-                                        { 96, 2, 2, 96, 16, false, false, true },
-                                        { 256, 2, 2, 128, 32, true, false, false } };
+    static const store_case cases[] = { { 64, 3, 2, 64, 16, true, true, false, false },
+                                        { 96, 2, 2, 96, 16, false, false, true, false },
+                                        { 256, 2, 2, 128, 32, true, false, false, false } };
     enum { ROW = 4, COLUMN = 21 };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         for (uint32_t bucket = STORED; bucket <= STORE_BUCKET; bucket += STORE_BUCKET - STORED) {
@@ -566,6 +626,39 @@ static void store_keeps_nan_in_the_key(void **state) {
             free_store(&w);
         }
     }
+}
+
+/* Zero stays zero, what is too large becomes the largest number, and a token with a NaN has a key of NaN. */
+static void store_fp8_extremes(void **state) {
+    (void)state;
+    const store_case c = { 64, 1, 1, 64, 16, true, false, false, true };
+    store_world w;
+    make_store(&w, &c);
+    static const struct {
+        uint16_t value;
+        uint8_t code;
+        float most; /* 448 of the codes, as stored */
+    } cases[] = { { 0, 0, 0x1p-60f }, { 0x7f80, 0x7e, 65504 }, { 0xff7f, 0xfe, 65504 }, { 0x7fc0, 0, 0x1p-60f } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (size_t k = 0; k < STORED * w.width; k++) w.qkv[k] = cases[i].value;
+        uint16_t *q;
+        uint8_t *slab;
+        run_store(&w, 0, 1, 1, &q, &slab);
+        const uint8_t *marks =
+            slab + w.rows[0].page * w.page_bytes + LAYER * w.block_bytes + w.rows[0].slot / 8 * (16 * 64 + 64) + 8 * 64;
+        uint32_t token = w.rows[0].slot % 8;
+        uint16_t factor;
+        memcpy(&factor, marks + 48 + token * 2, 2);
+        double most = 448 * ldexp((double)mp_bf16_to_f32(factor), -120), want = (double)cases[i].most;
+        assert_true(most >= want && most <= want * (1 + 1.0 / 127));
+        memcpy(&factor, marks + 32 + token * 2, 2);
+        if (cases[i].value == 0x7fc0) assert_true(isnan(mp_bf16_to_f32(factor)));
+        for (uint32_t d = 0; d < 64; d++)
+            assert_int_equal(marks[64 + d / 16 * 128 + token * 16 + d % 16], cases[i].code);
+        free(q);
+        free(slab);
+    }
+    free_store(&w);
 }
 
 /* ---- Pages ------------------------------------------------------------------------------------------------------- */
@@ -602,11 +695,17 @@ int main(void) {
     (void)cuda_world_device(&code); /* without code for the device every test says so */
     random_numbers = rng_open(20261124);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(dequantize),  cmocka_unit_test(quantize),
-        cmocka_unit_test(copy_pieces), cmocka_unit_test(embed),
-        cmocka_unit_test(norm),        cmocka_unit_test(swiglu),
-        cmocka_unit_test(store),       cmocka_unit_test(store_saturates),
-        cmocka_unit_test(zero_pages),  cmocka_unit_test(store_keeps_nan_in_the_key),
+        cmocka_unit_test(dequantize),
+        cmocka_unit_test(quantize),
+        cmocka_unit_test(copy_pieces),
+        cmocka_unit_test(embed),
+        cmocka_unit_test(norm),
+        cmocka_unit_test(swiglu),
+        cmocka_unit_test(store),
+        cmocka_unit_test(store_saturates),
+        cmocka_unit_test(zero_pages),
+        cmocka_unit_test(store_keeps_nan_in_the_key),
+        cmocka_unit_test(store_fp8_extremes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -331,13 +331,13 @@ static void the_likelihood_of_a_text_equals_the_peer_s(void **state) {
     json_decref(peer);
 }
 
-static mepic_status open_engine(const char *device, mepic_weights weights, mepic_error *err) {
+static mepic_status open_engine(const char *device, mepic_weights weights, mepic_kv_type kv_type, mepic_error *err) {
     const mepic_engine_options options = {
         .size = sizeof options,
         .model_path = model_path,
         .context = 4096,
         .pages = 300,
-        .kv_type = strcmp(device, "cpu") == 0 ? MEPIC_KV_F32 : MEPIC_KV_DEFAULT,
+        .kv_type = strcmp(device, "cpu") == 0 ? MEPIC_KV_F32 : kv_type,
         .reuse = MEPIC_REUSE_NONE,
         .canonical_context = "",
         .device = device,
@@ -358,7 +358,7 @@ static void compare_likelihoods(double bound, const char *whose, const char *dev
     likelihood here = likelihood_of(ids);
     mepic_engine *first = engine;
     mepic_error err;
-    if (open_engine(device, weights, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    if (open_engine(device, weights, MEPIC_KV_DEFAULT, &err) != MEPIC_OK) fail_msg("%s", err.message);
     likelihood there = likelihood_of(ids);
     mepic_engine_close(engine);
     engine = first;
@@ -378,6 +378,11 @@ static void the_likelihood_with_fp8_weights_is_near_bf16_s(void **state) {
     compare_likelihoods(0.02, "bf16", "cuda", MEPIC_WEIGHTS_BF16);
 }
 
+static void the_likelihood_with_fp8_kv_is_near_bf16_s(void **state) {
+    (void)state;
+    compare_likelihoods(0.01, "bf16", "cuda", MEPIC_WEIGHTS_DEFAULT);
+}
+
 static bool find_model(const char *name) {
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         if (strcmp(models[i].name, name) != 0) continue;
@@ -390,7 +395,8 @@ static bool find_model(const char *name) {
 
 int main(int argc, char **argv) {
     bool cuda = argc >= 3 && strcmp(argv[2], "cuda") == 0, fp8 = cuda && argc == 4 && strcmp(argv[3], "fp8") == 0;
-    if (argc != 2 + cuda + fp8 || !find_model(argv[1])) {
+    bool kv8 = cuda && argc == 4 && strcmp(argv[3], "kv8") == 0;
+    if (argc != 2 + cuda + fp8 + kv8 || !find_model(argv[1])) {
         fprintf(stderr, "no such model in the cache; ./dev models fetches them\n");
         return 77;
     }
@@ -399,7 +405,8 @@ int main(int argc, char **argv) {
     if (cuda && (mp_backend_find("cuda", &ops, &device, NULL) != MEPIC_OK || ops->n_devices() == 0)) return 77;
     if (cuda) close_call = 0.5; /* logits of bf16 arithmetic lie up to that far from exact ones */
     mepic_error err;
-    mepic_status status = open_engine(cuda ? "cuda" : "cpu", fp8 ? MEPIC_WEIGHTS_FP8 : MEPIC_WEIGHTS_DEFAULT, &err);
+    mepic_status status = open_engine(cuda ? "cuda" : "cpu", fp8 ? MEPIC_WEIGHTS_FP8 : MEPIC_WEIGHTS_DEFAULT,
+                                      kv8 ? MEPIC_KV_FP8 : MEPIC_KV_DEFAULT, &err);
     if (status != MEPIC_OK) {
         fprintf(stderr, "%s\n", err.message);
         return fp8 && status == MEPIC_ERR_UNSUPPORTED ? 77 : 1;
@@ -415,7 +422,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(the_likelihood_on_cuda_equals_the_cpu_s),
     };
     const struct CMUnitTest fp8_tests[] = { cmocka_unit_test(the_likelihood_with_fp8_weights_is_near_bf16_s) };
-    int failed = fp8    ? cmocka_run_group_tests(fp8_tests, NULL, NULL)
+    const struct CMUnitTest kv8_tests[] = { cmocka_unit_test(the_likelihood_with_fp8_kv_is_near_bf16_s) };
+    int failed = kv8    ? cmocka_run_group_tests(kv8_tests, NULL, NULL)
+                 : fp8  ? cmocka_run_group_tests(fp8_tests, NULL, NULL)
                  : cuda ? cmocka_run_group_tests(cuda_tests, NULL, NULL)
                         : cmocka_run_group_tests(tests, NULL, NULL);
     if (the_oracle) oracle_close(the_oracle);

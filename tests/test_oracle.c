@@ -1,6 +1,7 @@
 /* The engine against the oracle: random prompts of 1 to 12 chunks in any order, any link_tokens, repeated and edited
  * chunks, chunk first, chunk last, page masks; on tiny models of every architecture, and on SmolLM2 with fewer and
- * shorter prompts. Arguments: a seed; "cuda" for the first CUDA device; "model" for SmolLM2. */
+ * shorter prompts. Arguments: a seed; "cuda" for the first CUDA device; "kv8" for pages of fp8 there; "model" for
+ * SmolLM2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -277,13 +278,13 @@ static void engine_equals_oracle_on_smollm2(void **state) {
     world w;
     world_open(&w, real_model(SMOLLM2), &r, 24, 2, 2,
                (rig_options){ .page_size = 16, .kv_type = MEPIC_KV_F32, .step_tokens = 61, .threads = 2 });
-    run_prompts(&w, &r, 2, strcmp(rig_device, "cpu") == 0 ? 5e-3 : 1e-1);
+    run_prompts(&w, &r, 2, strcmp(rig_device, "cpu") == 0 ? 5e-3 : rig_kv_type == MEPIC_KV_FP8 ? 1 : 1e-1);
     world_close(&w);
 }
 
 static void engine_on_cuda_equals_oracle(void **state) {
     (void)state;
-    tiny_models(MEPIC_KV_BF16, 3, 2.5e-1);
+    tiny_models(MEPIC_KV_BF16, 3, rig_kv_type == MEPIC_KV_FP8 ? 4e-1 : 2.5e-1);
 }
 
 int main(int argc, char **argv) {
@@ -293,6 +294,8 @@ int main(int argc, char **argv) {
             real = true;
         } else if (strcmp(argv[i], "cuda") == 0) {
             cuda = true;
+        } else if (strcmp(argv[i], "kv8") == 0) {
+            rig_kv_type = MEPIC_KV_FP8;
         } else {
             seed = strtoull(argv[i], NULL, 10);
         }

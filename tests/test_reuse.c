@@ -1,7 +1,7 @@
 /* What reuse promises (docs/ARCHITECTURE.md, 5 to 7), on a tiny model and on SmolLM2 if it is there: an answer never
  * depends on what is cached, on company, order, budget, threads or room; canonical pages are written once and are the
- * same bytes whoever came first. Arguments: "cuda" for the first CUDA device, "fp8" for weights in e4m3 there, "model"
- * for SmolLM2. */
+ * same bytes whoever came first. Arguments: "cuda" for the first CUDA device, "fp8" for weights in e4m3 there,
+ * "kv8" for pages of fp8, "model" for SmolLM2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -467,6 +467,7 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         real |= strcmp(argv[i], "model") == 0;
         if (strcmp(argv[i], "fp8") == 0) rig_weights = MEPIC_WEIGHTS_FP8;
+        if (strcmp(argv[i], "kv8") == 0) rig_kv_type = MEPIC_KV_FP8;
         if (strcmp(argv[i], "cuda") == 0 && !rig_use_cuda()) return 77;
     }
     model = real ? real_model(SMOLLM2) : tiny_model(TINY_LLAMA);

@@ -29,6 +29,7 @@ mepic_status mp_backend_find(const char *device, const mp_backend_ops **ops, uin
 }
 
 size_t mp_kv_page_bytes(const mp_hparams *hp, mepic_kv_type type, uint32_t page_size) {
-    size_t element = type == MEPIC_KV_F32 ? 4 : 2;
-    return (size_t)hp->n_layers * hp->n_kv_heads * page_size * 2 * hp->head_dim * element;
+    size_t token = 2 * (size_t)hp->head_dim * (type == MEPIC_KV_F32 ? 4 : 2);
+    if (type == MEPIC_KV_FP8) token = 2 * (size_t)hp->head_dim + 8; /* an angle and two scales */
+    return (size_t)hp->n_layers * hp->n_kv_heads * page_size * token;
 }

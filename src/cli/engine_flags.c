@@ -18,7 +18,7 @@ const mp_word mp_link_words[] = {
 
 static const mp_word page_words[] = { { "16", 16 }, { "32", 32 }, { "64", 64 }, { "128", 128 }, { NULL, 0 } };
 static const mp_word kv_words[] = {
-    { "f16", MEPIC_KV_F16 }, { "bf16", MEPIC_KV_BF16 }, { "f32", MEPIC_KV_F32 }, { NULL, 0 }
+    { "f16", MEPIC_KV_F16 }, { "bf16", MEPIC_KV_BF16 }, { "f32", MEPIC_KV_F32 }, { "fp8", MEPIC_KV_FP8 }, { NULL, 0 }
 };
 static const mp_word weights_words[] = { { "bf16", MEPIC_WEIGHTS_BF16 }, { "fp8", MEPIC_WEIGHTS_FP8 }, { NULL, 0 } };
 static const mp_word eviction_words[] = { { "s3fifo", MEPIC_EVICT_S3FIFO }, { "lru", MEPIC_EVICT_LRU }, { NULL, 0 } };
@@ -56,7 +56,7 @@ mp_option_group mp_engine_flags_group(mp_engine_flags *f) {
         MP_COUNT(0, "pages", &f->pages, 4, 1u << 24, "N", "pages of KV, instead of --kv-memory"),
         MP_WORD(0, "page-size", &f->page_size, page_words, "N", "tokens a page: 16 (default), 32, 64 or 128"),
         MP_WORD(0, "kv-type", &f->kv_type, kv_words, "TYPE",
-                "f16 (default on the CPU), bf16 (default on a GPU) or f32"),
+                "f16 (default on the CPU), bf16 (default on a GPU), f32 (CPU) or fp8 (GPU): half of bf16's memory"),
         MP_WORD(0, "weights", &f->weights, weights_words, "TYPE",
                 "on a GPU: bf16 (default), or fp8: half the memory and faster, a little less exact; Hopper only"),
         MP_WORD(0, "eviction", &f->eviction, eviction_words, "ORDER", "s3fifo (default) or lru"),

@@ -123,6 +123,8 @@ static json_t *build_report(const mp_model *model, const mp_tokenizer *tokenizer
                                "architecture", mp_arch_name(hp->arch), "bytes", (json_int_t)mp_gguf_file_bytes(gguf));
     if (!report) return NULL;
     json_object_set_new(report, "kv_bytes_per_token_f16", json_integer(2 * kv_values));
+    json_int_t marks = 8 * (json_int_t)hp->n_layers * hp->n_kv_heads; /* an angle and two scales */
+    json_object_set_new(report, "kv_bytes_per_token_fp8", json_integer(kv_values + marks));
     json_t *tensors = report_tensors(gguf, report);
     json_object_set_new(report, "hyper_parameters", report_hparams(hp));
     json_object_set_new(report, "position", report_rope(model));

@@ -69,8 +69,8 @@ mepic_status mp_options_resolve(const mepic_engine_options *in, mepic_engine_opt
     if (o.page_size & (o.page_size - 1)) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "page_size is %u; it must be 16, 32, 64 or 128", o.page_size);
     }
-    if ((unsigned)o.kv_type > MEPIC_KV_F32) {
-        return mp_fail(err, MEPIC_ERR_ARGUMENT, "kv_type is %d; it must be one of mepic_kv_type, 0 to 3",
+    if ((unsigned)o.kv_type > MEPIC_KV_FP8) {
+        return mp_fail(err, MEPIC_ERR_ARGUMENT, "kv_type is %d; it must be one of mepic_kv_type, 0 to 4",
                        (int)o.kv_type);
     }
     if ((unsigned)o.reuse > MEPIC_REUSE_MEPIC) {

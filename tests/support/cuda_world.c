@@ -6,8 +6,10 @@
 #include <string.h>
 
 #include "backend/cuda/device.h"
+#include "backend/cuda/key_bias.h"
 #include "base/mem.h"
 #include "base/thread.h"
+#include "model/dtype.h"
 #include "support/random.h"
 
 enum { N_LAYERS = 2, LAYER = 1 };
@@ -44,7 +46,9 @@ struct cuda_world {
     uint8_t *slab;
     size_t block_bytes, page_bytes;
     uint16_t *q;
-    float *kv; /* [n_cells, n_kv_heads, 2, cell_tokens, head_dim] of the layer */
+    float *kv;   /* [n_cells, n_kv_heads, 2, cell_tokens, head_dim] of the layer */
+    float *bias; /* [n_kv_heads, head_dim] */
+    mp_cu_key_bias *bias_table;
     double *expected;
     mp_cu_attend attend;
     void *taken[32]; /* device memory */
@@ -127,6 +131,55 @@ static uint32_t add_cell(cuda_world *w, uint32_t n_tokens) {
     return cell;
 }
 
+/* x turned by an angle. */
+static void turn(const cuda_world *w, int32_t angle, const float *x, double *y) {
+    uint32_t n = w->spec.n_pairs;
+    for (uint32_t d = 0; d < w->spec.head_dim; d++) y[d] = (double)x[d];
+    for (uint32_t i = 0; i < n; i++) {
+        int64_t fraction = (int64_t)(w->turns[i] * (uint64_t)(int64_t)angle);
+        double radians = (double)fraction / 18446744073709551616.0 * 6.283185307179586;
+        double c = cos(radians) * (double)w->spec.magnitude, s = sin(radians) * (double)w->spec.magnitude;
+        uint32_t a = w->spec.halves ? i : 2 * i, b = w->spec.halves ? i + n : 2 * i + 1;
+        double first = y[a], second = y[b];
+        y[a] = first * c - second * s;
+        y[b] = second * c + first * s;
+    }
+}
+
+/* An e4m3: sign, 4 bits of exponent, 3 of mantissa. */
+static double from_e4m3(uint8_t code) {
+    int exponent = code >> 3 & 15, mantissa = code & 7;
+    double x = exponent ? ldexp(8 + mantissa, exponent - 10) : ldexp(mantissa, -9);
+    return code & 0x80 ? -x : x;
+}
+
+static float as_read(double number, double bias) {
+    double rounded = (double)mp_bf16_to_f32(mp_f32_to_bf16((float)number));
+    return mp_bf16_to_f32(mp_f32_to_bf16((float)(rounded + bias)));
+}
+
+/* A token's K or V in an fp8 block, from the description in kernels.h: codes of any size, as numbers about 1. */
+static void fill_fp8(cuda_world *w, uint8_t *block, uint32_t slot, uint32_t head, bool v, float *kv) {
+    uint32_t hd = w->spec.head_dim;
+    uint8_t *group = block + slot / 8 * (16 * hd + 64), *marks = group + 8 * hd;
+    uint8_t *codes = v ? marks + 64 : group;
+    uint16_t factor = (uint16_t)(mp_f32_to_bf16(0x1p112f) + rng_below(&w->random, 0x80)); /* a scale of 2^-8 to 2^-7 */
+    double scale = ldexp((double)mp_bf16_to_f32(factor), -120);
+    int32_t angle = (int32_t)rng_below(&w->random, 1000000);
+    double turned[256] = { 0 };
+    memcpy(marks + (v ? 48 : 32) + slot % 8 * 2, &factor, 2);
+    if (!v) memcpy(marks + slot % 8 * 4, &angle, 4);
+    if (!v && w->spec.biased) turn(w, angle, w->bias + head * hd, turned);
+    for (uint32_t d = 0; d < hd; d++) {
+        uint32_t bits = (uint32_t)rng_next(&w->random);
+        uint32_t magnitude =
+            bits >> 16 & 3 ? 0x70 + (bits & 7) : (bits >> 8) % 0x7f; /* most near the largest; no NaN */
+        uint8_t code = (uint8_t)((bits & 0x80) | magnitude);
+        codes[d / 16 * 128 + slot % 8 * 16 + d % 8 * 2 + d / 8 % 2] = code;
+        kv[d] = as_read(from_e4m3(code) * scale, turned[d]);
+    }
+}
+
 static void fill_cell(cuda_world *w, uint32_t cell) {
     const mp_cu_cell *c = &w->cells[cell];
     uint32_t page_size = w->spec.page_size, hd = w->spec.head_dim;
@@ -134,6 +187,10 @@ static void fill_cell(cuda_world *w, uint32_t cell) {
         uint8_t *page = w->slab + w->pages[c->first_page + i / page_size] * w->page_bytes;
         for (uint32_t h = 0; h < w->spec.n_kv_heads; h++) {
             uint8_t *block = page + (LAYER * w->spec.n_kv_heads + h) * w->block_bytes;
+            for (uint32_t v = 0; w->spec.fp8 && v < 2; v++) {
+                fill_fp8(w, block, i % page_size, h, v, w->kv + kv_at(w, cell, h, v, i));
+            }
+            if (w->spec.fp8) continue;
             for (uint32_t d = 0; d < 2 * hd; d++) {
                 uint16_t x = to_bf16(random_normal(&w->random));
                 memcpy(block + element(hd, i % page_size, d % hd, d >= hd), &x, 2);
@@ -296,7 +353,7 @@ static void allocate(cuda_world *w) {
     uint32_t cell_pages = (spec->cell_tokens + spec->page_size - 1) / spec->page_size;
     uint32_t sights = spec->n_refs + private_cells;
     w->n_pages = cells * cell_pages + 8;
-    w->block_bytes = (size_t)spec->page_size * spec->head_dim * 4;
+    w->block_bytes = (size_t)spec->page_size * (spec->fp8 ? 2 * spec->head_dim + 8 : 4 * spec->head_dim);
     w->page_bytes = w->block_bytes * spec->n_kv_heads * N_LAYERS;
     w->order = take(w->n_pages, sizeof *w->order);
     w->pages = take(w->n_pages, sizeof *w->pages);
@@ -319,6 +376,9 @@ static void allocate(cuda_world *w) {
         w->order[i] = w->order[j];
         w->order[j] = i;
     }
+    w->bias = take((size_t)spec->n_kv_heads * spec->head_dim, sizeof *w->bias);
+    w->bias_table = take((size_t)spec->n_kv_heads * spec->head_dim, sizeof *w->bias_table);
+    for (uint32_t i = 0; i < spec->n_kv_heads * spec->head_dim; i++) w->bias[i] = random_normal(&w->random);
     for (uint32_t i = 0; i < spec->n_pairs; i++) {
         double per_position = pow(10000.0, -(double)i / spec->n_pairs) / 6.283185307179586;
         w->turns[i] = (uint64_t)(per_position * 18446744073709551616.0);
@@ -344,6 +404,13 @@ static void send(cuda_world *w) {
     a->scale = (float)(1.0 / sqrt(spec->head_dim));
     a->rope = (mp_cu_rope){ upload(w, w->turns, spec->n_pairs * sizeof *w->turns), spec->n_pairs, spec->halves,
                             spec->magnitude };
+    a->fp8 = spec->fp8;
+    if (spec->biased) {
+        mp_cu_rope rope = { w->turns, spec->n_pairs, spec->halves, spec->magnitude };
+        size_t n = (size_t)spec->n_kv_heads * spec->head_dim;
+        mp_cu_key_bias_table(&rope, w->bias, spec->n_kv_heads, spec->head_dim, w->bias_table);
+        a->key_bias = upload(w, w->bias_table, n * sizeof *w->bias_table);
+    }
     a->slab = upload(w, w->slab, w->n_pages * w->page_bytes);
     a->page_bytes = w->page_bytes;
     a->block_bytes = w->block_bytes;
@@ -402,8 +469,9 @@ void cuda_world_open(const cuda_world_spec *spec, cuda_world **out) {
 void cuda_world_close(cuda_world *w) {
     for (uint32_t i = 0; i < w->n_taken; i++) CHECK(cudaFree(w->taken[i]));
     for (uint32_t i = 0; i < w->spec.n_sequences; i++) free(w->sequences[i].sights);
-    void *owned[] = { w->order, w->pages,  w->cells, w->sequences, w->rows, w->items, w->readers, w->reader_cells,
-                      w->folds, w->blocks, w->refs,  w->turns,     w->slab, w->q,     w->kv,      w->expected };
+    void *owned[] = { w->order,        w->pages,    w->cells,  w->sequences, w->rows,  w->items, w->readers,
+                      w->reader_cells, w->folds,    w->blocks, w->refs,      w->turns, w->slab,  w->q,
+                      w->kv,           w->expected, w->bias,   w->bias_table };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(w);
 }
@@ -446,7 +514,12 @@ static void spoil_cell(cuda_world *w, uint32_t cell, uint32_t kinds) {
         uint8_t *page = w->slab + w->pages[w->cells[cell].first_page + i / w->spec.page_size] * w->page_bytes;
         for (uint32_t h = 0; h < w->spec.n_kv_heads; h++) {
             uint8_t *block = page + (LAYER * w->spec.n_kv_heads + h) * w->block_bytes;
-            for (uint32_t d = 0; d < 2 * hd; d++) {
+            for (uint32_t v = 0; w->spec.fp8 && v < 2; v++) { /* the factors */
+                uint8_t *marks = block + i % w->spec.page_size / 8 * (16 * hd + 64) + 8 * hd;
+                if (kinds & (v ? CUDA_SPOIL_VALUES : CUDA_SPOIL_KEYS))
+                    memset(marks + (v ? 48 : 32) + i % 8 * 2, 0xff, 2);
+            }
+            for (uint32_t d = 0; !w->spec.fp8 && d < 2 * hd; d++) {
                 if (kinds & (d < hd ? CUDA_SPOIL_KEYS : CUDA_SPOIL_VALUES)) {
                     memset(block + element(hd, i % w->spec.page_size, d % hd, d >= hd), 0xff, 2);
                 }
@@ -495,18 +568,11 @@ bool cuda_world_contained(const cuda_world *w, const cuda_world_touch *touched, 
 
 /* Query of (row, head) turned by delta. */
 static void turned_query(const cuda_world *w, uint32_t row, uint32_t head, int32_t delta, double *q) {
-    uint32_t hd = w->spec.head_dim, n = w->spec.n_pairs;
+    uint32_t hd = w->spec.head_dim;
     const uint16_t *raw = w->q + ((size_t)row * w->spec.n_heads + head) * hd;
-    for (uint32_t d = 0; d < hd; d++) q[d] = (double)from_bf16(raw[d]);
-    for (uint32_t i = 0; i < n; i++) {
-        int64_t fraction = (int64_t)(w->turns[i] * (uint64_t)(int64_t)delta);
-        double angle = (double)fraction / 18446744073709551616.0 * 6.283185307179586;
-        double c = cos(angle) * (double)w->spec.magnitude, s = sin(angle) * (double)w->spec.magnitude;
-        uint32_t a = w->spec.halves ? i : 2 * i, b = w->spec.halves ? i + n : 2 * i + 1;
-        double x = q[a], y = q[b];
-        q[a] = x * c - y * s;
-        q[b] = y * c + x * s;
-    }
+    float x[256] = { 0 };
+    for (uint32_t d = 0; d < hd; d++) x[d] = from_bf16(raw[d]);
+    turn(w, delta, x, q);
 }
 
 typedef struct state {

@@ -29,6 +29,8 @@ typedef struct cuda_world_spec {
     uint32_t max_readers;    /* of an item, 0: no limit */
     uint32_t block_rows;     /* rows of a prefill block; 0: 16 */
     bool plain;              /* no masks and windows, all shared tokens before all rows */
+    bool fp8;                /* pages of fp8; what is expected is of the numbers as they are read */
+    bool biased;             /* of fp8: keys lie there without their bias */
 } cuda_world_spec;
 
 typedef struct cuda_world cuda_world;

@@ -11,6 +11,7 @@
 
 const char *rig_device = "cpu";
 mepic_weights rig_weights;
+mepic_kv_type rig_kv_type;
 
 static void must(mepic_status status, const mepic_error *err) {
     if (status == MEPIC_OK) return;
@@ -39,7 +40,7 @@ rig *rig_open(const rig_options *options) {
     const mp_backend_ops *ops;
     uint32_t device;
     must(mp_backend_find(o->device ? o->device : rig_device, &ops, &device, &err), &err);
-    if (ops != &mp_backend_cpu) o->kv_type = ops->kv_type;
+    if (ops != &mp_backend_cpu) o->kv_type = rig_kv_type ? rig_kv_type : ops->kv_type;
     if (!o->kv_type) o->kv_type = MEPIC_KV_F32;
     o->page_size = or_default(o->page_size, 16);
     o->n_pages = or_default(o->n_pages, 512);

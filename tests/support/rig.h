@@ -44,11 +44,13 @@ typedef struct rig {
 
 /* Where rigs are opened that do not say: "cpu". */
 extern const char *rig_device;
-/* From now on on the first CUDA device, with tiny models whose heads it can compute; false: there is none. KV is bf16,
- * whatever the options say. */
+/* From now on on the first CUDA device, with tiny models whose heads it can compute; false: there is none. KV is
+ * rig_kv_type there, whatever the options say. */
 bool rig_use_cuda(void);
 /* Which weights rigs have: DEFAULT. Where the device has none of these the program ends as skipped. */
 extern mepic_weights rig_weights;
+/* How rigs on a CUDA device keep KV: DEFAULT. */
+extern mepic_kv_type rig_kv_type;
 
 rig *rig_open(const rig_options *options);
 void rig_close(rig *r);

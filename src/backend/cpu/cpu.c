@@ -74,7 +74,8 @@ static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
                        "(device cuda)");
     }
     if (c->kv_type < MEPIC_KV_F16 || c->kv_type > MEPIC_KV_F32) {
-        return mp_fail(err, MEPIC_ERR_ARGUMENT, "kv_type: %d is none of f16, bf16 and f32", (int)c->kv_type);
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "kv_type: the CPU backend keeps f16, bf16 or f32; fp8 is for a GPU (device cuda)");
     }
     if (c->page_size != 16 && c->page_size != 32 && c->page_size != 64 && c->page_size != 128) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "page_size: %u is none of 16, 32, 64 and 128", c->page_size);

@@ -8,8 +8,8 @@
  * plan: those are read from memory. So what steps of decode rows alone launch is recorded before the first step, a CUDA
  * graph for each bucket, and replayed whatever the plan (config.whole_steps).
  *
- * Numbers. Residual stream fp32; inputs of products, q, k, v and pages bf16; accumulation fp32. With weights in e4m3
- * the inputs of their products are rounded once more, to e4m3 with a scale a row; where nobody looks between
+ * Numbers. Residual stream fp32; inputs of products, q, k, v bf16; pages bf16 or fp8; accumulation fp32. With weights
+ * in e4m3 the inputs of their products are rounded once more, to e4m3 with a scale a row; where nobody looks between
  * (whole_steps) the kernel that makes a row does that, to the same bits. A row's bits depend on its inputs and the
  * pages it sees alone: products as matmul.h says, attention as fold.cuh says, the rest by row. */
 #include <math.h>
@@ -19,6 +19,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/key_bias.h"
 #include "backend/cuda/matmul.h"
 #include "backend/cuda/sample.h"
 #include "backend/cuda/weights.h"
@@ -63,12 +64,14 @@ typedef struct cuda_backend {
     uint32_t max_rows, logit_rows; /* logit_rows: how many the logits hold at a time */
     uint32_t page_size, n_pages;
     size_t page_bytes, block_bytes;
+    bool fp8; /* pages */
     bool whole_steps;
     bool e4m3[N_PRODUCTS]; /* whose weights are */
 
     uint8_t *slab;
     uint64_t *turns;
     mp_cu_rope rope;
+    mp_cu_key_bias *key_bias; /* [n_layers, n_kv_heads * head_dim]; NULL unless keys lie in pages without their bias */
     uint16_t *partial_o;
     float *partial_ml;
     /* Activations; shapes in mp_act, gate and up side by side. */
@@ -99,6 +102,10 @@ static uint32_t heads_of(const mp_hparams *hp) {
     return hp->n_heads * hp->head_dim;
 }
 
+static uint32_t kv_heads_of(const mp_hparams *hp) {
+    return hp->n_kv_heads * hp->head_dim;
+}
+
 static uint32_t qkv_of(const mp_hparams *hp) {
     return (hp->n_heads + 2 * hp->n_kv_heads) * hp->head_dim;
 }
@@ -127,8 +134,9 @@ static mepic_status check_counts(const mp_backend_config *c, mepic_error *err) {
 
 static mepic_status check_config(const mp_backend_config *c, mepic_error *err) {
     const mp_hparams *hp = &c->model->hp;
-    if (c->kv_type != MEPIC_KV_BF16) {
-        return mp_fail(err, MEPIC_ERR_UNSUPPORTED, "kv_type: the CUDA backend keeps bf16; ask for that or for nothing");
+    if (c->kv_type != MEPIC_KV_BF16 && c->kv_type != MEPIC_KV_FP8) {
+        return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
+                       "kv_type: the CUDA backend keeps bf16 or fp8; ask for one of them or for nothing");
     }
     if (c->page_size != 16 && c->page_size != 32 && c->page_size != 64 && c->page_size != 128) {
         return mp_fail(err, MEPIC_ERR_ARGUMENT, "page_size: %u is none of 16, 32, 64 and 128", c->page_size);
@@ -178,8 +186,8 @@ static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t arch
                                  .n_pages = c->n_pages,
                                  .max_slots = (uint32_t)(all < most ? all : most),
                                  .block_rows = mp_cu_attend_block_rows(hp->n_heads, hp->n_kv_heads),
-                                 .item_readers =
-                                     mp_cu_attend_item_readers(arch, hp->head_dim, hp->n_heads, hp->n_kv_heads),
+                                 .item_readers = mp_cu_attend_item_readers(arch, c->kv_type == MEPIC_KV_FP8,
+                                                                           hp->head_dim, hp->n_heads, hp->n_kv_heads),
                                  .group = hp->n_heads / hp->n_kv_heads,
                                  .n_kv_heads = hp->n_kv_heads,
                                  .n_sm = n_sm,
@@ -193,7 +201,12 @@ typedef struct buffer {
     const char *what;
 } buffer;
 
-enum { N_BUFFERS = 13 };
+enum { N_BUFFERS = 14 };
+
+/* Where a norm comes behind the bias, what varies cannot be told from it. */
+static bool keys_minus_bias(const mp_backend_config *config) {
+    return config->kv_type == MEPIC_KV_FP8 && config->model->hp.qkv_bias && !config->model->hp.qk_norm;
+}
 
 static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffer *out) {
     const mp_hparams *hp = &config->model->hp;
@@ -216,6 +229,9 @@ static void list_buffers(cuda_backend *c, const mp_backend_config *config, buffe
         { (void **)&c->partial_o, slots * hp->n_heads * hp->head_dim * sizeof(uint16_t), "partial states" },
         { (void **)&c->partial_ml, slots * hp->n_heads * 2 * sizeof(float), "partial states" },
         { (void **)&c->turns, (size_t)hp->rope.n_rot / 2 * sizeof(uint64_t), "rotations" },
+        { (void **)&c->key_bias,
+          keys_minus_bias(config) ? (size_t)hp->n_layers * kv_heads_of(hp) * sizeof(mp_cu_key_bias) : 0,
+          "the bias of keys" },
     };
     memcpy(out, buffers, sizeof buffers);
 }
@@ -280,6 +296,7 @@ static mepic_status open_buffers(cuda_backend *c, const mp_backend_config *confi
     buffer buffers[N_BUFFERS];
     list_buffers(c, config, buffers);
     for (uint32_t i = 0; i < N_BUFFERS; i++) {
+        if (buffers[i].bytes == 0) continue;
         mepic_status status = mp_cu_take(&c->device, buffers[i].bytes, buffers[i].what, buffers[i].to, err);
         if (status != MEPIC_OK) return status;
         /* Rows of a bucket past the step's are computed with what lies there. */
@@ -293,8 +310,29 @@ static mepic_status open_buffers(cuda_backend *c, const mp_backend_config *confi
     return MEPIC_OK;
 }
 
+/* With c->rope's turns in host memory. */
+static mepic_status open_key_bias(cuda_backend *c, mepic_error *err) {
+    if (!c->key_bias) return MEPIC_OK;
+    size_t n = kv_heads_of(c->hp);
+    float *bias = mp_calloc(n, sizeof *bias);
+    mp_cu_key_bias *table = mp_calloc(n, sizeof *table);
+    for (uint32_t i = 0; bias && table && i < c->hp->n_layers; i++) {
+        CUDA_TRY(&c->device, cudaMemcpyAsync(bias, c->weights.layers[i].bias + heads_of(c->hp), n * sizeof *bias,
+                                             cudaMemcpyDeviceToHost, c->device.stream));
+        CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+        mp_cu_key_bias_table(&c->rope, bias, c->hp->n_kv_heads, c->hp->head_dim, table);
+        CUDA_TRY(&c->device, cudaMemcpyAsync(c->key_bias + i * n, table, n * sizeof *table, cudaMemcpyHostToDevice,
+                                             c->device.stream));
+        CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    }
+    mepic_status status = bias && table ? MEPIC_OK : mp_fail_nomem(err, "the bias of keys", n * sizeof *table);
+    mp_free(bias);
+    mp_free(table);
+    return status;
+}
+
 /* Fractions of a turn per position, as 64-bit fixed point. */
-static void open_rope(cuda_backend *c) {
+static mepic_status open_rope(cuda_backend *c, mepic_error *err) {
     double freq[128], magnitude;
     uint64_t turns[128];
     uint32_t n = c->hp->rope.n_rot / 2;
@@ -304,11 +342,14 @@ static void open_rope(cuda_backend *c) {
         per_position -= floor(per_position); /* whole turns do not count */
         turns[i] = (uint64_t)(per_position * 18446744073709551616.0);
     }
+    c->rope = (mp_cu_rope){
+        .turns = turns, .n_pairs = n, .halves = c->hp->rope.pairs == MP_ROPE_HALVES, .magnitude = (float)magnitude
+    };
+    mepic_status status = open_key_bias(c, err);
     CUDA_TRY(&c->device, cudaMemcpyAsync(c->turns, turns, n * sizeof *turns, cudaMemcpyHostToDevice, c->device.stream));
     CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
-    c->rope = (mp_cu_rope){
-        .turns = c->turns, .n_pairs = n, .halves = c->hp->rope.pairs == MP_ROPE_HALVES, .magnitude = (float)magnitude
-    };
+    c->rope.turns = c->turns;
+    return status;
 }
 
 static mepic_status open_products(cuda_backend *c, const mp_backend_config *config, mepic_error *err) {
@@ -371,6 +412,7 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     c->hp = &config->model->hp;
     c->max_rows = config->max_rows;
     c->logit_rows = logit_rows_of(config);
+    c->fp8 = config->kv_type == MEPIC_KV_FP8;
     c->whole_steps = config->whole_steps;
     if ((status = mp_cu_device_open(config->device, &c->device, err)) != MEPIC_OK) goto fail;
     if ((status = check_weights(config, &c->device, err)) != MEPIC_OK) goto fail;
@@ -387,7 +429,7 @@ static mepic_status cuda_open(const mp_backend_config *config, mp_backend **out,
     status =
         mp_cu_sampler_open(&c->device, c->hp->n_vocab, c->logit_rows, MAX_ADJUSTS, config->max_seqs, &c->sampler, err);
     if (status != MEPIC_OK) goto fail;
-    open_rope(c);
+    if ((status = open_rope(c, err)) != MEPIC_OK) goto fail;
     if ((status = open_products(c, config, err)) != MEPIC_OK) goto fail;
     snprintf(c->numerics, sizeof c->numerics, "cuda/sm_%u/%u/%d/%s%08x", c->device.arch, c->device.code,
              NUMERICS_VERSION, wants_e4m3(config) ? "fp8/" : "", mp_cu_matmul_class(c->products));
@@ -560,6 +602,8 @@ static void cuda_store(mp_backend *b, uint32_t layer) {
                                 .q_norm = l->q_norm,
                                 .k_norm = l->k_norm,
                                 .norm_eps = c->hp->norm_eps,
+                                .fp8 = c->fp8,
+                                .k_minus_bias = c->key_bias != NULL,
                                 .qkv = c->qkv,
                                 .q = c->q,
                                 .slab = c->slab,
@@ -578,6 +622,8 @@ static void cuda_attend(mp_backend *b, uint32_t layer) {
                              .n_kv_heads = c->hp->n_kv_heads,
                              .page_size = c->page_size,
                              .scale = 1.0f / sqrtf((float)c->hp->head_dim),
+                             .fp8 = c->fp8,
+                             .key_bias = c->key_bias ? c->key_bias + layer * (size_t)kv_heads_of(c->hp) : NULL,
                              .rope = c->rope,
                              .slab = c->slab,
                              .page_bytes = c->page_bytes,
@@ -692,7 +738,7 @@ typedef struct activation {
 
 static activation find_activation(const cuda_backend *c, mp_act act) {
     const mp_hparams *hp = c->hp;
-    size_t heads = heads_of(hp), kv = (size_t)hp->n_kv_heads * hp->head_dim, qkv = qkv_of(hp), ff = hp->n_ff;
+    size_t heads = heads_of(hp), kv = kv_heads_of(hp), qkv = qkv_of(hp), ff = hp->n_ff;
     switch (act) {
     case MP_ACT_X: return (activation){ c->x, hp->n_embd, hp->n_embd, 0, true };
     case MP_ACT_H: return (activation){ c->h, hp->n_embd, hp->n_embd, 0, false };

@@ -13,7 +13,18 @@
  *           w = 64: x = r & 7 (the tensor cores' 128-byte swizzle), w = 32: x = r >> 1 & 3, w = 16: x = r >> 2 & 1
  *
  * so a stage of 64 keys is 8 pieces of 8 tokens, wherever its pages are, and what lies in memory is what wgmma and
- * ldmatrix want in shared memory: one plain bulk copy a page and head. */
+ * ldmatrix want in shared memory: one plain bulk copy a page and head. fp8:
+ *
+ *   block = page_size / 8 groups
+ *   group = 8 tokens: K codes, angles int32 [8], K factors bf16 [8], V factors bf16 [8], V codes
+ *   codes = panels of 16 columns, [8 tokens, 16]; of a token's 16 columns, c and c + 8 stand side by side: the bytes
+ *           that ldmatrix hands to a thread are then those of which it makes its operands
+ *
+ * A number is code (e4m3) * factor * 2^-120, rounded to bf16; the factor makes the largest of a token's head 448, the
+ * largest code: where one column is the largest in every token, it has no error. K lies there without the model's bias,
+ * if it has one and no norm comes behind it; the bias turned by the token's angle is added when a stage is brought to
+ * bf16 (kv8.cuh). So the few columns in which the bias of Qwen2's keys is forty times what varies do not make all
+ * coarse. */
 #ifndef MEPIC_BACKEND_CUDA_KERNELS_H
 #define MEPIC_BACKEND_CUDA_KERNELS_H
 
@@ -29,6 +40,7 @@ extern "C" {
 #define MP_CU_CELL_TOKENS 1024u
 #define MP_CU_STAGE_TOKENS 64u /* keys between two updates of a row's state */
 #define MP_CU_GROUP_TOKENS 8u
+#define MP_CU_KV8_MARKS 64u /* bytes of a group of fp8 that are no codes */
 
 typedef uint16_t mp_bf16; /* bits; kernels reinterpret */
 
@@ -135,9 +147,19 @@ typedef struct mp_cu_rope {
     float magnitude;
 } mp_cu_rope;
 
+/* One column of a key's bias at any angle: amplitude * cos(2 pi * (angle * turns + phase)), turns and phase as
+ * fractions of 2^64 and of 2^32. 16 bytes, read as one. */
+typedef struct mp_cu_key_bias {
+    uint32_t turns_high, turns_low;
+    uint32_t phase; /* and half a turn */
+    float amplitude;
+} mp_cu_key_bias;
+
 typedef struct mp_cu_attend {
     uint32_t head_dim, n_heads, n_kv_heads, page_size;
     float scale; /* 1 / sqrt(head_dim) */
+    bool fp8;    /* pages are fp8 */
+    const mp_cu_key_bias *key_bias; /* [n_kv_heads, head_dim] of this layer, what fp8 K is stored without; or NULL */
     mp_cu_rope rope;
     const uint8_t *slab;
     size_t page_bytes;   /* of all layers */
@@ -161,7 +183,7 @@ cudaError_t mp_cu_attend_prefill(const mp_cu_attend *a, cudaStream_t stream);
 /* Rows a block may have for this shape (a power of two >= 1, n_rows * heads per kv head is at most 128). */
 uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads);
 /* Readers an item should have at most for this shape. Of one with more, a single block reads the keys several times. */
-uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads);
+uint32_t mp_cu_attend_item_readers(uint32_t arch, bool fp8, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads);
 
 /* What the kernels that run on the current device were compiled for, as a capability times 10: 80 where the driver made
  * them from PTX for 8.0, whatever the device is. An error: this build has none for the device. */
@@ -185,6 +207,8 @@ typedef struct mp_cu_store {
     const float *bias;             /* [(n_heads + 2 n_kv_heads) * head_dim] or NULL */
     const float *q_norm, *k_norm;  /* [head_dim] or NULL */
     float norm_eps;
+    bool fp8;                      /* pages are fp8 */
+    bool k_minus_bias;             /* k gets no bias; attention adds it */
     mp_bf16 *qkv; /* [rows, (n_heads + 2 n_kv_heads) * head_dim] from the product */
     mp_bf16 *q;   /* [rows, n_heads * head_dim] with bias and norm, not turned */
     uint8_t *slab;

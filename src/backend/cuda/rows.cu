@@ -11,6 +11,7 @@
 
 #include "backend/cuda/early.cuh"
 #include "backend/cuda/fold.cuh"
+#include "backend/cuda/kv8.cuh"
 
 #define WARP 32u
 #define UNIT 8u /* bf16 values in 16 bytes */
@@ -257,9 +258,33 @@ static __device__ __forceinline__ void keep_nan(bool is_v, bool in_value, float 
     }
 }
 
+/* 8 columns of a head as fp8, by LANES threads with a head; lanes behind head_dim hold zeros. Only for a token that is
+ * `here` something is written: to is its group, token its place there. */
+template <uint32_t LANES>
+static __device__ __forceinline__ void store_fp8(const float *v, uint32_t head_dim, uint8_t *to, uint32_t token,
+                                                 bool is_v, int32_t angle, bool here) {
+    uint32_t lane = threadIdx.x % LANES, top = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < UNIT; j++) top = max(top, __float_as_uint(v[j]) & 0x7fffffffu); /* NaN is above all */
+#pragma unroll
+    for (uint32_t step = LANES / 2; step > 0; step /= 2) top = max(top, __shfl_xor_sync(0xffffffffu, top, step));
+    uint32_t factor = mp_kv8_factor(top);
+    uint2 codes = mp_kv8_codes(v, factor);
+    /* Columns c and c + 8 are this lane's and its neighbour's: one takes the first four pairs, one the others. */
+    uint32_t other = __shfl_xor_sync(0xffffffffu, lane % 2 ? codes.x : codes.y, 1);
+    uint32_t low = lane % 2 ? other : codes.x, high = lane % 2 ? codes.y : other;
+    codes = make_uint2(__byte_perm(low, high, 0x5140), __byte_perm(low, high, 0x7362));
+    if (!here) return;
+    uint8_t *marks = to + 8 * head_dim;
+    *(uint2 *)((is_v ? marks + MP_CU_KV8_MARKS : to) + lane / 2 * 128 + token * 16 + lane % 2 * 8) = codes;
+    if (lane) return;
+    ((uint16_t *)marks)[(is_v ? 24 : 16) + token] = (uint16_t)factor;
+    if (!is_v) ((int32_t *)marks)[token] = angle;
+}
+
 /* LANES neighbouring threads have a head of q, k or v, 8 columns each. LANES: a power of two, head_dim / 8 or more.
  * FEW rows wait for one load after the other, so what can be loaded is, first; many rows want few registers. */
-template <uint32_t LANES, bool FEW>
+template <uint32_t LANES, bool FEW, bool FP8>
 static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows(mp_cu_store s, uint32_t n_rows) {
     __shared__ float heads[STORE_THREADS / LANES][LANES * UNIT];
     uint32_t per_row = s.n_heads + 2 * s.n_kv_heads, lane = threadIdx.x % LANES, c = lane * UNIT;
@@ -281,9 +306,10 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     if (here) unpack(*(const uint4 *)from, v);
     if (here && to_value) unpack(*(const uint4 *)(from + to_value), value);
     if (here && s.bias) {
+        bool add = !FP8 || is_q || is_v || !s.k_minus_bias;
 #pragma unroll
         for (uint32_t j = 0; j < UNIT; j++) {
-            v[j] += s.bias[at + j];
+            if (add) v[j] += s.bias[at + j];
             if (to_value) value[j] += s.bias[at + to_value + j];
         }
     }
@@ -306,18 +332,30 @@ static __global__ void __launch_bounds__(STORE_THREADS, FEW ? 1 : 16) store_rows
     for (uint32_t j = 0; j < UNIT; j++) head[c + j] = v[j];
     __syncwarp(); /* head is there; the vote orders no memory */
     uint32_t in_value = __ballot_sync(0xffffffffu, has_nan(value)) >> (threadIdx.x % WARP / LANES * LANES);
-    if (!here || is_q) return;
-    if (!FEW) row = s.work.rows[r];
-    uint32_t kv_head = h - s.n_heads - (is_v ? s.n_kv_heads : 0);
+    bool spoiled = (in_value & (0xffffffffu >> (WARP - LANES))) != 0;
+    here = here && !is_q;
+    if (!FP8 && !here) return;
+    if (!FEW && here) row = s.work.rows[r];
+    uint32_t kv_head = h - s.n_heads - (is_v ? s.n_kv_heads : 0), token = row.slot % MP_CU_GROUP_TOKENS;
     uint8_t *to = s.slab + row.page * s.page_bytes + s.layer_offset + kv_head * s.block_bytes +
-                  (size_t)(row.slot / MP_CU_GROUP_TOKENS) * MP_CU_GROUP_TOKENS * s.head_dim * 2 * sizeof(mp_bf16) +
-                  (is_v ? MP_CU_GROUP_TOKENS * s.head_dim * sizeof(mp_bf16) : 0) +
-                  mp_kv_offset(s.head_dim, row.slot % MP_CU_GROUP_TOKENS, c);
-    if (!is_v) turn(s.rope, head, c, row.position, FEW ? turns : NULL, v);
+                  row.slot / MP_CU_GROUP_TOKENS * (FP8 ? 16 * s.head_dim + MP_CU_KV8_MARKS : 32 * s.head_dim);
+    if (here && !is_v) turn(s.rope, head, c, row.position, FEW ? turns : NULL, v);
+    if (FP8) { /* everybody shuffles */
+        keep_nan(is_v, spoiled, v);
+        store_fp8<LANES>(v, s.head_dim, to, token, is_v, row.position, here);
+        return;
+    }
+    to += (is_v ? MP_CU_GROUP_TOKENS * s.head_dim * sizeof(mp_bf16) : 0) + mp_kv_offset(s.head_dim, token, c);
 #pragma unroll
     for (uint32_t j = 0; j < UNIT; j++) v[j] = saturate(v[j]);
-    keep_nan(is_v, (in_value & (0xffffffffu >> (WARP - LANES))) != 0, v);
+    keep_nan(is_v, spoiled, v);
     *(uint4 *)to = pack(v);
+}
+
+template <bool FP8> static void (*store_kernel(uint32_t lanes, bool few))(mp_cu_store, uint32_t) {
+    if (lanes == 8) return few ? store_rows<8, true, FP8> : store_rows<8, false, FP8>;
+    if (lanes == 16) return few ? store_rows<16, true, FP8> : store_rows<16, false, FP8>;
+    return few ? store_rows<32, true, FP8> : store_rows<32, false, FP8>;
 }
 
 cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t stream) {
@@ -328,9 +366,7 @@ cudaError_t mp_cu_store_rows(const mp_cu_store *s, uint32_t n_rows, cudaStream_t
     size_t grid = (heads * lanes + STORE_THREADS - 1) / STORE_THREADS;
     if (!fits_grid(grid) || heads > UINT32_MAX) return cudaErrorInvalidValue;
     bool few = n_rows <= 256;
-    auto kernel = few ? store_rows<32, true> : store_rows<32, false>;
-    if (lanes == 8) kernel = few ? store_rows<8, true> : store_rows<8, false>;
-    if (lanes == 16) kernel = few ? store_rows<16, true> : store_rows<16, false>;
+    auto kernel = s->fp8 ? store_kernel<true>(lanes, few) : store_kernel<false>(lanes, few);
     return mp_launch_early(s->code, kernel, (uint32_t)grid, STORE_THREADS, 0, stream, *s, n_rows);
 }
 
