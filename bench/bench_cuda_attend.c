@@ -330,7 +330,7 @@ static void run_shape(bench *b, const char *name, uint32_t n_heads, uint32_t n_k
     a->block_bytes = (size_t)b->page_size * (b->fp8 ? 2 * head_dim + 8 : 4 * head_dim);
     a->page_bytes = a->block_bytes * n_kv_heads * b->n_layers;
     a->slab = b->slab;
-    if (!b->split_given) b->split = mp_cu_attend_item_readers(a->arch, b->fp8, head_dim, n_heads, n_kv_heads);
+    if (!b->split_given) b->split = mp_cu_attend_item_readers(a->arch, head_dim, n_heads, n_kv_heads);
     printf("%s: %u heads, %u kv heads of %u; pages of %u, %u layers, %u readers an item, %s%s%s\n", name, n_heads,
            n_kv_heads, head_dim, b->page_size, b->n_layers, b->split,
            b->general ? "general kernel" : "the card's kernel", b->fp8 ? ", fp8" : "", b->biased ? ", biased" : "");

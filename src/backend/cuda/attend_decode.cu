@@ -427,13 +427,13 @@ template <int D> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t s
 
 } // namespace
 
-static bool for_sm90(uint32_t arch, bool fp8, uint32_t head_dim) {
-    return arch == 90 && !fp8 && (head_dim == 64 || head_dim == 128);
+static bool for_sm90(uint32_t arch, uint32_t head_dim) {
+    return arch == 90 && (head_dim == 64 || head_dim == 128);
 }
 
-uint32_t mp_cu_attend_item_readers(uint32_t arch, bool fp8, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads) {
+uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads) {
     uint32_t group = n_heads / n_kv_heads;
-    return for_sm90(arch, fp8, head_dim) ? mp_cu_attend_decode_sm90_readers(group) : TILE_ROWS / group;
+    return for_sm90(arch, head_dim) ? mp_cu_attend_decode_sm90_readers(group) : TILE_ROWS / group;
 }
 
 cudaError_t mp_cu_attend_open(int device) {
@@ -455,7 +455,7 @@ cudaError_t mp_cu_attend_decode(const mp_cu_attend *a, cudaStream_t stream) {
     if (!a->max_items) return cudaSuccess;
     if (group > 16 || a->page_size & (a->page_size - 1)) return cudaErrorInvalidValue;
     cudaError_t e = cudaErrorInvalidValue;
-    if (for_sm90(a->arch, a->fp8, a->head_dim)) {
+    if (for_sm90(a->arch, a->head_dim)) {
         e = mp_cu_attend_decode_sm90(a, stream);
     } else {
         switch (a->head_dim) {

@@ -4,7 +4,8 @@
  *
  *   warp 0      copies K and V: a bulk copy for every page of a stage, into a ring of stages
  *   warp 1      takes units (item, kv head) from the counter some stages before warp 0 needs them, cuts them into tiles
- *   warps 2-7   fetch the queries of a tile and turn them, one tile ahead of the products
+ *   warps 2-7   fetch the queries of a tile and turn them, one tile ahead of the products; of fp8 pages, warps 2 and 3,
+ *               and warps 4-7 bring the codes of a stage, for which warp 0 has a ring of its own, to bf16
  *
  * A tile of up to 64 rows keeps one warpgroup busy; the others only hand the stages back. One stage comes from memory
  * in about 2,400 clocks and is computed in half of that, so there is no need to divide small tiles further. Everybody
@@ -13,6 +14,7 @@
  * Keys that were there before this step are copied before the kernels in front of this one have ended. */
 #include "backend/cuda/attend_item.cuh"
 #include "backend/cuda/early.cuh"
+#include "backend/cuda/kv8.cuh"
 #include "backend/cuda/wgmma.cuh"
 
 namespace {
@@ -22,7 +24,7 @@ enum {
     THREADS = (GROUPS + 2) * 128,
     TILE_ROWS = GROUPS * 64,
     TILE_READERS = 32,   /* all heads of them: the rows, when there are 4 a kv head */
-    QUERY_THREADS = 192, /* warps 2 to 7 of those that feed */
+    WIDEN_THREADS = 128, /* of fp8 pages */
     N_LISTS = 3,         /* of pages: tiles taken and not yet copied */
     AHEAD = 8,           /* stages taken and not yet copied, when another tile is taken */
     COMPUTE_REGISTERS = 184, /* 2 x 184 + 2 x 72 = 4 x 128: what the launch gets. More would hang. */
@@ -36,11 +38,14 @@ struct tile {
     uint16_t n_tokens, n_before, alone; /* of the item */
 };
 
-template <int D> struct shared {
+template <int D, bool FP8> struct shared {
     static const int GROUP = 8 * D * 4; /* bytes of 8 tokens, K and V */
     static const int STAGE = 8 * GROUP;
-    static const int N_STAGES = 5 * 128 / D;
-    static const int N_TILES = 2 * N_STAGES; /* a tile is not over before N_STAGES + 3 more have been taken */
+    static const int N_STAGES = (FP8 ? 3 : 5) * 128 / D;
+    static const int N_CODES = FP8 ? 3 * 128 / D : 1, CODES = FP8 ? 8 * mp_kv8<D>::GROUP : 16; /* stages, their bytes */
+    static const int N_TILES = 2 * (N_STAGES + (FP8 ? N_CODES : 0)); /* a tile is not over before 3 more than all these
+                                                                      * stages have been taken */
+    static const int QUERY_THREADS = FP8 ? 64 : 192;
     uint8_t kv[N_STAGES][STAGE];
     uint8_t q[2][TILE_ROWS * D * 2];
     uint32_t ones[64]; /* [16, 8] in bf16 */
@@ -53,6 +58,8 @@ template <int D> struct shared {
     uint32_t pages[N_LISTS][64];
     tile tiles[N_TILES];
     uint32_t issued; /* stages whose copies are under way; atomic, and orders nothing */
+    uint64_t codes_full[N_CODES], codes_empty[N_CODES];
+    alignas(128) uint8_t codes[N_CODES][CODES];
 };
 
 /* ---- Feeding ----------------------------------------------------------------------------------------------------- */
@@ -75,7 +82,7 @@ __device__ __forceinline__ uint32_t take_unit(mp_cu_counts *counts, uint32_t n_u
 }
 
 /* Warp 1. */
-template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh) {
+template <int D, bool FP8> __device__ void take_tiles(const mp_cu_attend &a, shared<D, FP8> &sh) {
     uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size);
     mp_cu_item item = load_item(a, blockIdx.x); /* it may not count: asked for while the counts are on their way */
     uint32_t n_units = a.work.counts->n_items * a.n_kv_heads, n_blocks = min(gridDim.x, n_units);
@@ -135,8 +142,9 @@ template <int D> __device__ void take_tiles(const mp_cu_attend &a, shared<D> &sh
 }
 
 /* Warp 0. */
-template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &sh) {
+template <int D, bool FP8> __device__ void copy_stages(const mp_cu_attend &a, shared<D, FP8> &sh) {
     uint32_t lane = threadIdx.x & 31, shift = 31 - __clz(a.page_size), count = 0;
+    const uint32_t N = FP8 ? sh.N_CODES : sh.N_STAGES, GROUP = FP8 ? mp_kv8<D>::GROUP : sh.GROUP;
     uint32_t piece = min(a.page_size, 64u); /* tokens of a copy */
     const uint64_t once = mp_policy_once(), again = mp_policy_again();
     bool waited = false;                    /* what was there before this step is copied without waiting */
@@ -146,21 +154,26 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
         if (!t.n_readers) break;
         const uint8_t *base = a.slab + a.layer_offset + t.kv_head * a.block_bytes;
         for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
-            uint32_t slot = count % sh.N_STAGES, key = stage * 64, n_keys = min(64u, t.n_tokens - key);
-            uint32_t full = mp_shared(&sh.full[slot]), mine = key + lane * piece;
+            uint32_t slot = count % N, key = stage * 64, n_keys = min(64u, t.n_tokens - key), mine = key + lane * piece;
+            uint32_t full = mp_shared(FP8 ? &sh.codes_full[slot] : &sh.full[slot]);
             if (!waited && (n > 0 || key + n_keys > t.n_before)) {
                 mp_wait_for_inputs();
                 waited = true;
             }
-            mp_barrier_wait(mp_shared(&sh.empty[slot]), (count / sh.N_STAGES & 1) ^ 1);
-            if (n_keys < 64) mp_clear_values<D>(sh.kv[slot], n_keys);
-            if (lane == 0) mp_barrier_expect(full, mp_keys_bytes<D>(n_keys));
+            mp_barrier_wait(mp_shared(FP8 ? &sh.codes_empty[slot] : &sh.empty[slot]), (count / N & 1) ^ 1);
+            if (!FP8 && n_keys < 64) mp_clear_values<D>(sh.kv[slot], n_keys);
+            if (lane == 0) mp_barrier_expect(full, FP8 ? (n_keys + 7) / 8 * GROUP : mp_keys_bytes<D>(n_keys));
             __syncwarp();
             if (lane * piece < n_keys) {
                 const uint8_t *from = base + sh.pages[n % N_LISTS][mine >> shift] * a.page_bytes;
-                from += (mine & (a.page_size - 1)) / 8 * sh.GROUP;
-                uint32_t to = mp_shared(sh.kv[slot]) + lane * piece / 8 * sh.GROUP;
-                mp_copy_keys<D>(to, from, min(piece, n_keys - lane * piece), full, t.alone ? once : again);
+                from += (mine & (a.page_size - 1)) / 8 * GROUP;
+                uint32_t to = mp_shared(FP8 ? sh.codes[slot] : sh.kv[slot]) + lane * piece / 8 * GROUP;
+                uint32_t n_here = min(piece, n_keys - lane * piece);
+                if (FP8) { /* whole groups: what is behind the end is not looked at */
+                    mp_bulk_copy(to, from, (n_here + 7) / 8 * GROUP, full, t.alone ? once : again);
+                } else {
+                    mp_copy_keys<D>(to, from, n_here, full, t.alone ? once : again);
+                }
             }
             __syncwarp();
             if (lane == 0) atomicExch(&sh.issued, count + 1);
@@ -169,8 +182,32 @@ template <int D> __device__ void copy_stages(const mp_cu_attend &a, shared<D> &s
     }
 }
 
-/* Warps 2 to 7. */
-template <int D> __device__ void turn_queries(const mp_cu_attend &a, shared<D> &sh) {
+/* Warps 4 to 7, of fp8 pages. */
+template <int D> __device__ void widen_stages(const mp_cu_attend &a, shared<D, true> &sh) {
+    uint32_t thread = threadIdx.x - GROUPS * 128 - 128, count = 0;
+    for (uint32_t n = 0;; n++) {
+        mp_barrier_wait(mp_shared(&sh.taken[n % sh.N_TILES]), n / sh.N_TILES & 1);
+        tile t = sh.tiles[n % sh.N_TILES];
+        if (!t.n_readers) break;
+        const mp_cu_key_bias *bias = a.key_bias ? a.key_bias + t.kv_head * D : nullptr;
+        for (uint32_t stage = t.first_stage; stage < t.end_stage; stage++, count++) {
+            uint32_t slot = count % sh.N_STAGES, from = count % sh.N_CODES, n_keys = min(64u, t.n_tokens - stage * 64);
+            const uint8_t *codes = sh.codes[from];
+            mp_barrier_wait(mp_shared(&sh.codes_full[from]), count / sh.N_CODES & 1);
+            mp_barrier_wait(mp_shared(&sh.empty[slot]), (count / sh.N_STAGES & 1) ^ 1);
+            mp_kv8_widen<D, false, WIDEN_THREADS, mp_kv8<D>::GROUP, 32 * D>(codes, sh.kv[slot], bias, thread, n_keys);
+            mp_kv8_widen<D, true, WIDEN_THREADS, mp_kv8<D>::GROUP, 32 * D>(codes + mp_kv8<D>::V, sh.kv[slot] + 16 * D,
+                                                                           bias, thread, n_keys);
+            mp_fence_async();
+            mp_barrier_arrive(mp_shared(&sh.full[slot]));
+            mp_barrier_arrive(mp_shared(&sh.codes_empty[from]));
+        }
+    }
+}
+
+/* Warps 2 to 7, or 3. */
+template <int D, bool FP8> __device__ void turn_queries(const mp_cu_attend &a, shared<D, FP8> &sh) {
+    const uint32_t QUERY_THREADS = sh.QUERY_THREADS;
     const uint32_t UNITS = D / 8, STEP = QUERY_THREADS / UNITS; /* 16 bytes of a row; rows that are copied at a time */
     uint32_t thread = threadIdx.x - GROUPS * 128 - 64, group = a.n_heads / a.n_kv_heads;
     uint32_t inverse = (65536 + group - 1) / group; /* row / group is row * inverse / 65536 for all rows there are */
@@ -325,13 +362,13 @@ __device__ __forceinline__ void store(const mp_cu_attend &a, const state<D> &st,
     }
 }
 
-template <int D> __device__ __forceinline__ void hand_back(shared<D> &sh, uint32_t slot) {
+template <int D, bool FP8> __device__ __forceinline__ void hand_back(shared<D, FP8> &sh, uint32_t slot) {
     mp_barrier_arrive(mp_shared(&sh.empty[slot]));
 }
 
 /* Starts S of a stage. */
-template <int D> __device__ __forceinline__ void start_scores(float (&s)[32], uint32_t q, uint32_t kv) {
-    uint64_t qm = mp_matrix(q, D * 16, 0), km = mp_matrix(kv, shared<D>::GROUP, 0);
+template <int D, bool FP8> __device__ __forceinline__ void start_scores(float (&s)[32], uint32_t q, uint32_t kv) {
+    uint64_t qm = mp_matrix(q, D * 16, 0), km = mp_matrix(kv, shared<D, FP8>::GROUP, 0);
     mp_hold(s);
     mp_products_begin();
 #pragma unroll
@@ -343,15 +380,15 @@ template <int D> __device__ __forceinline__ void start_scores(float (&s)[32], ui
 }
 
 /* Starts o and l of a stage. */
-template <int D>
+template <int D, bool FP8>
 __device__ __forceinline__ void start_values(state<D> &st, const uint32_t (&p)[16], uint32_t kv, uint32_t ones) {
-    uint64_t vm = mp_matrix(kv + D * 16, shared<D>::GROUP, 1024), om = mp_matrix_plain(ones, 128);
+    uint64_t vm = mp_matrix(kv + D * 16, shared<D, FP8>::GROUP, 1024), om = mp_matrix_plain(ones, 128);
     mp_hold(st.o);
     mp_hold(st.l);
     mp_products_begin();
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D>::GROUP >> 4), true);
+        mp_product_pv(st.o, &p[4 * k], vm + (k * 2 * shared<D, FP8>::GROUP >> 4), true);
         mp_product_sum(st.l, &p[4 * k], om);
     }
     mp_products_commit();
@@ -377,8 +414,9 @@ struct walk {
 };
 
 /* Weights of a stage whose S is there, while o of the one before may be under way; then o is ready for p. */
-template <int D>
-__device__ __forceinline__ void prepare_stage(state<D> &st, shared<D> &sh, walk &w, float (&s)[32], uint32_t (&p)[16]) {
+template <int D, bool FP8>
+__device__ __forceinline__ void prepare_stage(state<D> &st, shared<D, FP8> &sh, walk &w, float (&s)[32],
+                                              uint32_t (&p)[16]) {
     weigh_stage(st, s, w.key, w.shift, w.c, w.busy);
     mp_products_wait<0>();
     mp_hold(st.o);
@@ -390,12 +428,12 @@ __device__ __forceinline__ void prepare_stage(state<D> &st, shared<D> &sh, walk 
 }
 
 /* All stages of a tile. The next S is started together with o, and o is worked on while the next weights are made. */
-template <int D>
-__device__ __forceinline__ void attend_stages(state<D> &st, shared<D> &sh, walk &w, uint32_t end_key) {
+template <int D, bool FP8>
+__device__ __forceinline__ void attend_stages(state<D> &st, shared<D, FP8> &sh, walk &w, uint32_t end_key) {
     float s[32];
     uint32_t p[16], slot = w.count % sh.N_STAGES, kv = mp_shared(sh.kv[slot]);
     mp_barrier_wait(mp_shared(&sh.full[slot]), w.count / sh.N_STAGES & 1);
-    start_scores<D>(s, w.q, kv);
+    start_scores<D, FP8>(s, w.q, kv);
     mp_products_wait<0>();
     for (; w.key + 64 < end_key; w.key += 64) {
         prepare_stage(st, sh, w, s, p);
@@ -403,14 +441,14 @@ __device__ __forceinline__ void attend_stages(state<D> &st, shared<D> &sh, walk 
         w.count++;
         slot = w.count % sh.N_STAGES;
         mp_barrier_wait(mp_shared(&sh.full[slot]), w.count / sh.N_STAGES & 1);
-        start_scores<D>(s, w.q, mp_shared(sh.kv[slot]));
-        start_values(st, p, kv, w.ones);
+        start_scores<D, FP8>(s, w.q, mp_shared(sh.kv[slot]));
+        start_values<D, FP8>(st, p, kv, w.ones);
         kv = mp_shared(sh.kv[slot]);
         mp_products_wait<1>();
     }
     prepare_stage(st, sh, w, s, p);
     w.count++;
-    start_values(st, p, kv, w.ones);
+    start_values<D, FP8>(st, p, kv, w.ones);
     mp_products_wait<0>();
     mp_hold(st.o);
     mp_hold(st.l);
@@ -419,7 +457,8 @@ __device__ __forceinline__ void attend_stages(state<D> &st, shared<D> &sh, walk 
 
 /* The tile's stages without work in them. A warpgroup stays in step with the others: the parity of a barrier tells one
  * phase from the next, not from the one after. */
-template <int D> __device__ __forceinline__ void pass_stages(shared<D> &sh, uint32_t count, uint32_t end) {
+template <int D, bool FP8>
+__device__ __forceinline__ void pass_stages(shared<D, FP8> &sh, uint32_t count, uint32_t end) {
     for (; count < end; count++) {
         uint32_t slot = count % sh.N_STAGES;
         mp_barrier_wait(mp_shared(&sh.full[slot]), count / sh.N_STAGES & 1);
@@ -428,9 +467,9 @@ template <int D> __device__ __forceinline__ void pass_stages(shared<D> &sh, uint
 }
 
 /* at: where the partial states go, ~0 for rows that are not there. */
-template <int D>
-__device__ __forceinline__ void open_state(const mp_cu_attend &a, const shared<D> &sh, const tile &t, uint32_t buffer,
-                                           uint32_t first_row, state<D> &st, uint32_t at[2]) {
+template <int D, bool FP8>
+__device__ __forceinline__ void open_state(const mp_cu_attend &a, const shared<D, FP8> &sh, const tile &t,
+                                           uint32_t buffer, uint32_t first_row, state<D> &st, uint32_t at[2]) {
     uint32_t group = a.n_heads / a.n_kv_heads;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -455,7 +494,7 @@ __device__ __forceinline__ void open_state(const mp_cu_attend &a, const shared<D
 
 /* The warpgroups that compute. Tiles of up to 64 rows are taken in turns, so that the end of one and the beginning of
  * the next are computed together. */
-template <int D> __device__ void attend_tiles(const mp_cu_attend &a, shared<D> &sh) {
+template <int D, bool FP8> __device__ void attend_tiles(const mp_cu_attend &a, shared<D, FP8> &sh) {
     uint32_t wg = threadIdx.x / 128, count = 0;
     state<D> st;
     for (uint32_t n = 0;; n++) {
@@ -480,18 +519,22 @@ template <int D> __device__ void attend_tiles(const mp_cu_attend &a, shared<D> &
     }
 }
 
-template <int D> __device__ void open_shared(shared<D> &sh) {
+template <int D, bool FP8> __device__ void open_shared(shared<D, FP8> &sh) {
     if (threadIdx.x == 0) {
         for (int i = 0; i < sh.N_STAGES; i++) {
-            mp_barrier_init(mp_shared(&sh.full[i]), 1);
+            mp_barrier_init(mp_shared(&sh.full[i]), FP8 ? WIDEN_THREADS : 1);
             mp_barrier_init(mp_shared(&sh.empty[i]), GROUPS * 128);
         }
         for (int i = 0; i < 2; i++) {
-            mp_barrier_init(mp_shared(&sh.q_full[i]), QUERY_THREADS);
+            mp_barrier_init(mp_shared(&sh.q_full[i]), sh.QUERY_THREADS);
             mp_barrier_init(mp_shared(&sh.q_empty[i]), GROUPS * 128);
         }
         for (int i = 0; i < sh.N_TILES; i++) mp_barrier_init(mp_shared(&sh.taken[i]), 32);
         for (int i = 0; i < N_LISTS; i++) mp_barrier_init(mp_shared(&sh.copied[i]), 32);
+        for (int i = 0; FP8 && i < sh.N_CODES; i++) {
+            mp_barrier_init(mp_shared(&sh.codes_full[i]), 1);
+            mp_barrier_init(mp_shared(&sh.codes_empty[i]), WIDEN_THREADS);
+        }
         sh.issued = 0;
     }
     if (threadIdx.x < 64) sh.ones[threadIdx.x] = MP_BF16_ONES;
@@ -499,9 +542,10 @@ template <int D> __device__ void open_shared(shared<D> &sh) {
     __syncthreads();
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(const __grid_constant__ mp_cu_attend a) {
+template <int D, bool FP8>
+__global__ void __launch_bounds__(THREADS, 1) attend_decode(const __grid_constant__ mp_cu_attend a) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    shared<D> &sh = *(shared<D> *)memory;
+    shared<D, FP8> &sh = *(shared<D, FP8> *)memory;
     open_shared(sh);
     mp_let_next_begin(); /* the fold may start to wait */
     if (threadIdx.x >= GROUPS * 128) {
@@ -511,8 +555,10 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
             copy_stages(a, sh);
         } else if (warp == 1) {
             take_tiles(a, sh);
-        } else {
+        } else if (!FP8 || warp < 4) {
             turn_queries(a, sh);
+        } else if constexpr (FP8) {
+            widen_stages(a, sh);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)COMPUTE_REGISTERS));
@@ -520,25 +566,29 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attend_decode(con
     }
 }
 
-template <int D> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
+template <int D, bool FP8> static cudaError_t launch(const mp_cu_attend *a, cudaStream_t stream) {
     uint32_t units = a->max_items * a->n_kv_heads, blocks = units < a->n_sm ? units : a->n_sm;
-    return mp_launch_early(a->arch, attend_decode<D>, blocks, THREADS, sizeof(shared<D>), stream, *a);
+    return mp_launch_early(a->arch, attend_decode<D, FP8>, blocks, THREADS, sizeof(shared<D, FP8>), stream, *a);
 }
 
-template <int D> cudaError_t open_kernel(void) {
-    static_assert(sizeof(shared<D>) <= 232448, "all the shared memory a block may have");
-    return cudaFuncSetAttribute(attend_decode<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared<D>));
+template <int D, bool FP8> static cudaError_t open_kernel(void) {
+    static_assert(sizeof(shared<D, FP8>) <= 232448, "all the shared memory a block may have");
+    return cudaFuncSetAttribute(attend_decode<D, FP8>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                sizeof(shared<D, FP8>));
 }
 
 } // namespace
 
 cudaError_t mp_cu_attend_decode_sm90_open(void) {
-    cudaError_t e = open_kernel<64>();
-    return e == cudaSuccess ? open_kernel<128>() : e;
+    cudaError_t e = open_kernel<64, false>();
+    if (e == cudaSuccess) e = open_kernel<64, true>();
+    if (e == cudaSuccess) e = open_kernel<128, false>();
+    return e == cudaSuccess ? open_kernel<128, true>() : e;
 }
 
 cudaError_t mp_cu_attend_decode_sm90(const mp_cu_attend *a, cudaStream_t stream) {
-    return a->head_dim == 64 ? launch<64>(a, stream) : launch<128>(a, stream);
+    if (a->fp8) return a->head_dim == 64 ? launch<64, true>(a, stream) : launch<128, true>(a, stream);
+    return a->head_dim == 64 ? launch<64, false>(a, stream) : launch<128, false>(a, stream);
 }
 
 uint32_t mp_cu_attend_decode_sm90_readers(uint32_t group) {

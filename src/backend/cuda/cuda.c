@@ -186,8 +186,8 @@ static mp_cu_lists_config lists_config(const mp_backend_config *c, uint32_t arch
                                  .n_pages = c->n_pages,
                                  .max_slots = (uint32_t)(all < most ? all : most),
                                  .block_rows = mp_cu_attend_block_rows(hp->n_heads, hp->n_kv_heads),
-                                 .item_readers = mp_cu_attend_item_readers(arch, c->kv_type == MEPIC_KV_FP8,
-                                                                           hp->head_dim, hp->n_heads, hp->n_kv_heads),
+                                 .item_readers =
+                                     mp_cu_attend_item_readers(arch, hp->head_dim, hp->n_heads, hp->n_kv_heads),
                                  .group = hp->n_heads / hp->n_kv_heads,
                                  .n_kv_heads = hp->n_kv_heads,
                                  .n_sm = n_sm,

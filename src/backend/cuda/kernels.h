@@ -183,7 +183,7 @@ cudaError_t mp_cu_attend_prefill(const mp_cu_attend *a, cudaStream_t stream);
 /* Rows a block may have for this shape (a power of two >= 1, n_rows * heads per kv head is at most 128). */
 uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads);
 /* Readers an item should have at most for this shape. Of one with more, a single block reads the keys several times. */
-uint32_t mp_cu_attend_item_readers(uint32_t arch, bool fp8, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads);
+uint32_t mp_cu_attend_item_readers(uint32_t arch, uint32_t head_dim, uint32_t n_heads, uint32_t n_kv_heads);
 
 /* What the kernels that run on the current device were compiled for, as a capability times 10: 80 where the driver made
  * them from PTX for 8.0, whatever the device is. An error: this build has none for the device. */
