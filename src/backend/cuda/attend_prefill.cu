@@ -365,7 +365,7 @@ uint32_t mp_cu_attend_block_rows(uint32_t n_heads, uint32_t n_kv_heads) {
 
 cudaError_t mp_cu_attend_prefill(const mp_cu_attend *a, cudaStream_t stream) {
     if (!a->max_blocks) return cudaSuccess;
-    if (a->arch == 90 && !a->fp8) {
+    if (a->arch == 90) {
         cudaError_t error = mp_cu_attend_prefill_sm90(a, stream);
         if (error != cudaErrorNotSupported) return error;
     }
