@@ -227,7 +227,7 @@ enum { N_SAMPLINGS = sizeof samplings / sizeof *samplings, SAMPLED_ROWS = 256, S
 
 static bool run_sample(bench *b, const op *o, uint32_t i) {
     float *logits = (float *)out_of(b, o, i);
-    mp_cu_drawn *drawn = (mp_cu_drawn *)(void *)(b->out + b->out_bytes / 2);
+    mp_sampled *drawn = (mp_sampled *)(void *)(b->out + b->out_bytes / 2);
     int32_t *tokens = (int32_t *)(void *)(drawn + SAMPLED_ROWS);
     return TRY(b, mp_cu_sample_rows(o->fixed[0], o->rows, NULL, NULL, logits, o->model->n_vocab,
                                     mp_cu_sample_blocks(&b->device, o->rows), drawn, tokens, b->device.stream));

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -82,7 +83,8 @@ static void make_wish(wish *w, rng *dice, mepic_prepared *const *prompts) {
         r->stop_tokens = &w->stop_token;
         r->n_stop_tokens = 1;
     }
-    r->logprobs = rng_below(dice, 12) == 0;
+    r->logprobs = rng_below(dice, 6) == 0;
+    if (rng_below(dice, 24) == 0) r->top_logprobs = 3;
     if (rng_below(dice, 16) == 0) r->on_logits = see;
     r->logits_of_prompt = rng_below(dice, 2);
     r->sampling = (mepic_sampling){ .temperature = rng_below(dice, 3) ? 1.2f : 0,
@@ -141,6 +143,10 @@ static void check_answer(const wish *w, const result *want, const result *got, c
     if (cancelled) return;
     assert_int_equal(got->finish, want->finish);
     assert_int_equal(got->stop, want->stop);
+    assert_int_equal(want->logprobs < 0, w->request.logprobs || w->request.top_logprobs);
+    if (fabs(got->logprobs - want->logprobs) > 1e-4 * want->n_tokens) {
+        fail_msg("%s: log-probabilities %g, not %g", what, got->logprobs, want->logprobs);
+    }
     assert_int_equal(got->text_len, want->text_len);
     assert_memory_equal(got->text, want->text, want->text_len);
     if (got->usage.preemptions == 0) assert_true(got->usage.pages_held <= want->usage.pages_unshared + 2);
@@ -208,6 +214,10 @@ static void steps_overlap(void **state) {
     assert_int_equal(seen->unknown, 29);
     ahead_seen before = *seen;
     run(engine, &(mepic_request){ .prompt = prompt, .max_tokens = 30, .ignore_eos = true, .logprobs = true }, &r);
+    assert_int_equal(seen->steps - before.steps, 30);
+    assert_int_equal(seen->ahead - before.ahead, 29);
+    before = *seen;
+    run(engine, &(mepic_request){ .prompt = prompt, .max_tokens = 30, .ignore_eos = true, .top_logprobs = 1 }, &r);
     assert_int_equal(seen->steps - before.steps, 30);
     assert_int_equal(seen->ahead, before.ahead);
     mepic_prepared_free(prompt);

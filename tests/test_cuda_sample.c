@@ -67,11 +67,15 @@ typedef struct batch {
 } batch;
 
 /* The sampler's answers for the batch; the logits must be as they were. */
-static void run_batch(mp_cu_sampler *s, const batch *b, mp_cu_drawn *out) {
+static void run_batch(mp_cu_sampler *s, const batch *b, mp_sampled *out) {
     size_t bytes = (size_t)b->n_rows * b->n_vocab * sizeof(float);
     float *logits = gpu_put(b->logits, bytes);
     mp_cu_sampler_begin(s);
-    for (uint32_t i = 0; i < b->n_rows; i++) assert_true(mp_cu_sampler_add(s, &b->rows[i], i % 2 == 0));
+    for (uint32_t i = 0; i < b->n_rows; i++) {
+        mp_sample_row row = b->rows[i];
+        row.logprob = i % 2 == 0;
+        assert_true(mp_cu_sampler_add(s, &row));
+    }
     GPU(cudaDeviceSynchronize());
     assert_true(mp_cu_sampler_run(s, logits, device.stream));
     GPU(cudaStreamSynchronize(device.stream));
@@ -113,7 +117,7 @@ static const float *logits_of(const batch *b, uint32_t i) {
 }
 
 /* The same batch, but for some rows the host does not know the last token: the step before has sampled it. */
-static void check_unknown(mp_cu_sampler *s, const batch *b, const mp_cu_drawn *want, const char *what) {
+static void check_unknown(mp_cu_sampler *s, const batch *b, const mp_sampled *want, const char *what) {
     static batch before, ahead;
     before.n_vocab = b->n_vocab;
     before.n_rows = ahead.n_rows = b->n_rows;
@@ -133,7 +137,7 @@ static void check_unknown(mp_cu_sampler *s, const batch *b, const mp_cu_drawn *w
         /* A token that is not known is of the reply. */
         if (i % 3 && row->n_tokens > row->n_prompt) ahead.tokens[i][row->n_tokens - 1] = MP_TOKEN_SAMPLED;
     }
-    mp_cu_drawn got[MAX_ROWS];
+    mp_sampled got[MAX_ROWS];
     run_batch(s, &before, got);
     run_batch(s, &ahead, got);
     for (uint32_t i = 0; i < b->n_rows; i++) {
@@ -144,7 +148,7 @@ static void check_unknown(mp_cu_sampler *s, const batch *b, const mp_cu_drawn *w
 
 /* All rows of the batch against both references; how many tokens are not the host's. */
 static uint32_t check_batch(mp_cu_sampler *s, mp_sampler *host, const batch *b, const char *what) {
-    mp_cu_drawn drawn[MAX_ROWS];
+    mp_sampled drawn[MAX_ROWS];
     run_batch(s, b, drawn);
     candidate *c = memory(b->n_vocab * sizeof *c);
     float *x = memory(b->n_vocab * sizeof *x);
@@ -251,7 +255,7 @@ static void large_rows(void **state) {
         assert_in_range(others, 0, 3);
 
         /* A row's token does not depend on its company. */
-        mp_cu_drawn all[MAX_ROWS], alone;
+        mp_sampled all[MAX_ROWS], alone;
         run_batch(s, &b, all);
         static batch one;
         one.n_vocab = b.n_vocab;
@@ -295,16 +299,16 @@ static void kept_sets(void **state) {
         }
         float *d_rows = gpu_put(rows, STEPS * sizeof x);
         mp_cu_draw *d_draws = gpu_put(draws, STEPS * sizeof *draws);
-        mp_cu_drawn *d_drawn = gpu_new(STEPS * sizeof *d_drawn, 0xff);
+        mp_sampled *d_drawn = gpu_new(STEPS * sizeof *d_drawn, 0xff);
         int32_t *d_tokens = gpu_new(STEPS * sizeof *d_tokens, 0xff);
         GPU_DONE(mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 1, d_drawn, d_tokens, NULL));
-        mp_cu_drawn *drawn = gpu_get(d_drawn, STEPS * sizeof *drawn);
+        mp_sampled *drawn = gpu_get(d_drawn, STEPS * sizeof *drawn);
         int32_t *tokens = gpu_get(d_tokens, STEPS * sizeof *tokens);
         for (int i = 0; i < STEPS; i++) assert_int_equal(tokens[i], drawn[i].token);
         if (device.code >= 90) { /* the number of blocks does not matter */
             GPU_DONE(
                 mp_cu_sample_rows(d_draws, STEPS, NULL, NULL, d_rows, N, 2u << round % 3, d_drawn, d_tokens, NULL));
-            mp_cu_drawn *again = gpu_get(d_drawn, STEPS * sizeof *again);
+            mp_sampled *again = gpu_get(d_drawn, STEPS * sizeof *again);
             for (int i = 0; i < STEPS; i++) assert_int_equal(again[i].token, drawn[i].token);
             free(again);
         }
@@ -349,7 +353,7 @@ static void nothing_to_draw(void **state) {
     mp_cu_sampler *s;
     mp_sampler *host;
     open_both(b.n_vocab, &s, &host);
-    mp_cu_drawn drawn[6];
+    mp_sampled drawn[6];
     run_batch(s, &b, drawn);
     for (int i = 0; i < 6; i++) assert_int_equal(drawn[i].token, -1);
     for (uint32_t i = 0; i < 5; i++) b.logits[i * b.n_vocab + 77 + i] = -1e30f; /* the only candidate */
@@ -371,14 +375,14 @@ static void no_room(void **state) {
     const mepic_sampling p = { .repeat_penalty = 2 };
     mp_sample_row row = { .sampling = &p, .tokens = tokens, .n_tokens = 12 };
     mp_cu_sampler_begin(s);
-    assert_false(mp_cu_sampler_add(s, &row, false));
+    assert_false(mp_cu_sampler_add(s, &row));
     row.n_tokens = 6;
-    assert_true(mp_cu_sampler_add(s, &row, false));
-    assert_false(mp_cu_sampler_add(s, &row, false));
+    assert_true(mp_cu_sampler_add(s, &row));
+    assert_false(mp_cu_sampler_add(s, &row));
     row.n_tokens = 4;
-    assert_true(mp_cu_sampler_add(s, &row, false));
+    assert_true(mp_cu_sampler_add(s, &row));
     row.n_tokens = 0;
-    assert_false(mp_cu_sampler_add(s, &row, false)); /* two rows */
+    assert_false(mp_cu_sampler_add(s, &row)); /* two rows */
     mp_cu_sampler_close(s);
 }
 

@@ -70,9 +70,15 @@ typedef struct mp_sample_row {
     const mepic_sampling *sampling;
     const int32_t *tokens;
     uint32_t n_tokens, n_prompt;
+    bool logprob; /* is wanted, to 2e-5 */
 } mp_sample_row;
 
 enum { MP_SAMPLE_ON_HOST = -2, MP_SAMPLE_UNDER_WAY = -3 };
+
+typedef struct mp_sampled {
+    int32_t token; /* -1: the row has no number; or what is above */
+    float logprob; /* of the token, by the logits as they are; where it was wanted and the host did not sample */
+} mp_sampled;
 
 typedef struct mp_backend_ops {
     const char *name;     /* "cpu" */
@@ -112,12 +118,12 @@ typedef struct mp_backend_ops {
     void (*logits)(mp_backend *b);                           /* rows with `logits`: output * rms_norm(x) */
 
     /* Samples a token for each of rows [n], whose logits ascend, as infer/sample.h says, at most once a step. Each of
-     * `tokens` is MP_SAMPLE_UNDER_WAY then, or MP_SAMPLE_ON_HOST where the host is to sample. NULL: the host samples
+     * `out` is MP_SAMPLE_UNDER_WAY then, or MP_SAMPLE_ON_HOST where the host is to sample. NULL: the host samples
      * all, as for the CPU. */
-    mepic_status (*sample)(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens, mepic_error *err);
-    /* Waits for the step that began `ago` (0 or 1) steps before the last one and says what went wrong so far. `tokens`
-     * [n] as sample left them: what was under way is there now; -1 for a row without a number. */
-    mepic_status (*wait)(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err);
+    mepic_status (*sample)(mp_backend *b, const mp_sample_row *rows, uint32_t n, mp_sampled *out, mepic_error *err);
+    /* Waits for the step that began `ago` (0 or 1) steps before the last one and says what went wrong so far. `out`
+     * [n] as sample left it: what was under way is there now. */
+    mepic_status (*wait)(mp_backend *b, uint32_t ago, mp_sampled *out, uint32_t n, mepic_error *err);
     /* [n_vocab] of the last step, valid until logits_row is asked for another row or the next step begins. Host memory.
      * NULL: the device failed, which the next step_end says. */
     const float *(*logits_row)(mp_backend *b, uint32_t i);

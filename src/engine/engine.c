@@ -231,7 +231,8 @@ static bool is_stop_token(const mepic_engine *e, const mp_reply *reply, int32_t 
 }
 
 /* The reply's next token; the reply goes on or ends. logits [n_vocab]: NULL when nobody looks at them. */
-static void take_token(mepic_engine *e, mp_reply *reply, int32_t token, const float *logits) {
+static void take_token(mepic_engine *e, mp_reply *reply, mp_sampled sampled, const float *logits) {
+    int32_t token = sampled.token;
     uint32_t n_vocab = e->model->hp.n_vocab;
     if (e->options.hash_logits) {
         reply->logits_hash = mp_hash64(reply->logits_hash, logits, n_vocab * sizeof *logits);
@@ -255,8 +256,11 @@ static void take_token(mepic_engine *e, mp_reply *reply, int32_t token, const fl
     event->text = text.data;
     event->text_len = text.len;
     if (reply->logprobs) {
-        event->n_top = mp_logprobs(logits, n_vocab, token, &event->logprob, reply->top, reply->top_logprobs);
+        event->logprob = sampled.logprob;
         event->top = reply->top;
+        if (logits) {
+            event->n_top = mp_logprobs(logits, n_vocab, token, &event->logprob, reply->top, reply->top_logprobs);
+        }
     }
     if (ends || by_stop_string) {
         end_reply(e, reply, MEPIC_FINISH_STOP, by_stop_string);
@@ -274,7 +278,7 @@ static bool hears_logits(const mp_reply *reply, bool samples) {
 
 /* Whether the host looks at logits of a row, and not only to sample from them. */
 static bool looks_at(const mepic_engine *e, const mp_reply *reply, const mp_row *row) {
-    return hears_logits(reply, row->samples) || (row->samples && (e->options.hash_logits || reply->logprobs));
+    return hears_logits(reply, row->samples) || (row->samples && (e->options.hash_logits || reply->top_logprobs > 0));
 }
 
 /* Notes which rows' logits somebody waits for, and which replies have started. */
@@ -308,7 +312,9 @@ static mp_reply *find_reply(const mepic_engine *e, mepic_request_id id) {
 
 /* Logits row i as the sampler wants it. */
 static mp_sample_row sample_row(const mp_flight *f, uint32_t i, const mp_reply *reply) {
-    mp_sample_row row = { .logits = i, .seq = f->rows[i].seq, .sampling = &reply->sampling };
+    mp_sample_row row = {
+        .logits = i, .seq = f->rows[i].seq, .sampling = &reply->sampling, .logprob = reply->logprobs
+    };
     row.tokens = mp_request_tokens(reply->request, &row.n_tokens, &row.n_prompt);
     row.n_tokens = f->rows[i].position + 1; /* some may not be known yet */
     return row;
@@ -318,14 +324,14 @@ static mp_sample_row sample_row(const mp_flight *f, uint32_t i, const mp_reply *
 static mepic_status begin_sampling(mepic_engine *e, mp_flight *f, mepic_error *err) {
     uint32_t n = 0;
     if (!e->backend->ops->sample) {
-        for (; n < f->n_tokens; n++) f->tokens[n] = MP_SAMPLE_ON_HOST;
+        for (; n < f->n_tokens; n++) f->sampled[n].token = MP_SAMPLE_ON_HOST;
         return MEPIC_OK;
     }
     for (uint32_t i = 0; i < f->n_rows; i++) {
         if (f->rows[i].samples) e->samples[n++] = sample_row(f, i, find_reply(e, f->rows[i].id));
     }
-    mepic_status st = n ? e->backend->ops->sample(e->backend, e->samples, n, f->tokens, err) : MEPIC_OK;
-    for (uint32_t i = 0; i < n; i++) f->looked_at |= f->tokens[i] == MP_SAMPLE_ON_HOST;
+    mepic_status st = n ? e->backend->ops->sample(e->backend, e->samples, n, f->sampled, err) : MEPIC_OK;
+    for (uint32_t i = 0; i < n; i++) f->looked_at |= f->sampled[i].token == MP_SAMPLE_ON_HOST;
     return st;
 }
 
@@ -336,13 +342,13 @@ static int32_t sample_on_host(mepic_engine *e, const mp_sample_row *row, const f
 }
 
 static mepic_status use_logits(mepic_engine *e, const mp_flight *f, mepic_error *err) {
-    const int32_t *tokens = f->tokens;
+    const mp_sampled *next = f->sampled;
     for (uint32_t i = 0; i < f->n_rows && !e->fault.broken; i++) {
         const mp_logits_row *row = &f->rows[i];
-        int32_t token = row->samples ? *tokens++ : 0;
+        mp_sampled sampled = row->samples ? *next++ : (mp_sampled){ 0 };
         mp_reply *reply = find_reply(e, row->id);
         if (!reply) continue; /* it ended by a token of the step before, or was cancelled */
-        bool on_host = token == MP_SAMPLE_ON_HOST;
+        bool on_host = sampled.token == MP_SAMPLE_ON_HOST;
         const float *logits = NULL;
         if (on_host || row->looked_at) {
             logits = e->backend->ops->logits_row(e->backend, i);
@@ -350,16 +356,16 @@ static mepic_status use_logits(mepic_engine *e, const mp_flight *f, mepic_error 
         }
         if (on_host) {
             const mp_sample_row sample = sample_row(f, i, reply);
-            token = sample_on_host(e, &sample, logits);
+            sampled.token = sample_on_host(e, &sample, logits);
         }
         if (hears_logits(reply, row->samples)) {
             reply->on_logits(reply->user, row->position, logits, e->model->hp.n_vocab);
         }
         if (!row->samples) continue;
-        if (token < 0) {
+        if (sampled.token < 0) {
             end_reply(e, reply, MEPIC_FINISH_FAILED, false);
         } else {
-            take_token(e, reply, token, logits);
+            take_token(e, reply, sampled, logits);
         }
     }
     return MEPIC_OK;
@@ -404,7 +410,7 @@ static mepic_status end_flight(mepic_engine *e, mepic_error *err) {
     uint64_t start = mp_now_ns();
     uint32_t ago = --e->n_flights;
     mp_flight *f = &e->flights[e->newest ^ ago];
-    mepic_status st = e->backend->ops->wait(e->backend, ago, f->tokens, f->n_tokens, err);
+    mepic_status st = e->backend->ops->wait(e->backend, ago, f->sampled, f->n_tokens, err);
     uint64_t computed = mp_now_ns();
     count_forward(e, f, computed - start);
     share_out_forward(e, f);

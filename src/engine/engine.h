@@ -70,7 +70,7 @@ typedef struct mp_logits_row {
 /* A step that was begun and whose tokens were not taken yet. */
 typedef struct mp_flight {
     mp_logits_row *rows; /* [step_tokens] by row of logits */
-    int32_t *tokens;     /* [step_tokens] of the rows that sample */
+    mp_sampled *sampled; /* [step_tokens] of the rows that sample */
     uint32_t n_rows, n_tokens;
     bool looked_at; /* the host needs its logits, so no other step may begin */
     uint32_t n_of_kind[MP_ROW_KINDS];

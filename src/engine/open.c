@@ -265,8 +265,8 @@ static mepic_status open_requests(mepic_engine *e, mepic_error *err) {
     for (uint32_t i = 0; i < 2; i++) {
         mp_flight *f = &e->flights[i];
         f->rows = mp_calloc(o->step_tokens, sizeof *f->rows);
-        f->tokens = mp_calloc(o->step_tokens, sizeof *f->tokens);
-        ok = ok && f->rows && f->tokens;
+        f->sampled = mp_calloc(o->step_tokens, sizeof *f->sampled);
+        ok = ok && f->rows && f->sampled;
     }
     if (!ok) {
         return mp_fail_nomem(err, "requests and events", e->cap_events * sizeof *e->events);
@@ -311,7 +311,7 @@ void mepic_engine_close(mepic_engine *e) {
     }
     for (uint32_t i = 0; e->slots && i < e->n_slots; i++) mp_reply_free(e->slots[i].reply);
     for (uint32_t i = 0; i < 2; i++) {
-        mp_free(e->flights[i].tokens);
+        mp_free(e->flights[i].sampled);
         mp_free(e->flights[i].rows);
     }
     mp_free(e->samples);

@@ -15,10 +15,11 @@ struct ahead_backend {
     mp_backend_ops ops;
     mp_backend *cpu;
     mp_sampler *sampler;
+    uint32_t n_vocab;
     mp_step step; /* as the CPU sees it: every token is known */
     mp_row *rows;
-    int32_t sampled[MAX_SEQS];     /* by sequence; -1: nothing */
-    int32_t tokens[2][MAX_TOKENS]; /* of the last two steps, in turn */
+    int32_t sampled[MAX_SEQS];       /* by sequence; -1: nothing */
+    mp_sampled drawn[2][MAX_TOKENS]; /* of the last two steps, in turn */
     uint32_t n_tokens[2];
     uint32_t n_of_kind[2][MP_ROW_KINDS];
     uint64_t number[2]; /* of the step */
@@ -83,7 +84,7 @@ static mepic_status ahead_step_end(mp_backend *b, mepic_error *err) {
     return fails(a, AHEAD_FAILS_TO_END) ? failure(err) : st;
 }
 
-static mepic_status ahead_sample(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens,
+static mepic_status ahead_sample(mp_backend *b, const mp_sample_row *rows, uint32_t n, mp_sampled *out,
                                  mepic_error *err) {
     ahead_backend *a = self(b);
     uint32_t turn = (a->seen.steps - 1) % 2;
@@ -92,7 +93,7 @@ static mepic_status ahead_sample(mp_backend *b, const mp_sample_row *rows, uint3
     a->n_tokens[turn] = n;
     for (uint32_t i = 0; i < n; i++) {
         const mp_sample_row *row = &rows[i];
-        int32_t history[4096], *token = &a->tokens[turn][i];
+        int32_t history[4096], *token = &a->drawn[turn][i].token;
         assert_true(row->n_tokens > 0 && row->n_tokens <= 4096 && row->seq < MAX_SEQS);
         memcpy(history, row->tokens, row->n_tokens * sizeof *history);
         for (uint32_t k = 0; k < row->n_tokens; k++) {
@@ -102,15 +103,18 @@ static mepic_status ahead_sample(mp_backend *b, const mp_sample_row *rows, uint3
         const float *logits = a->cpu->ops->logits_row(a->cpu, row->logits);
         bool ok = mp_sample(a->sampler, row->sampling, logits, history, row->n_tokens, row->n_prompt, token);
         if (!ok) *token = -1;
+        if (ok && row->logprob) {
+            mp_logprobs(logits, a->n_vocab, *token, &a->drawn[turn][i].logprob, NULL, 0);
+        }
         a->sampled[row->seq] = ok ? *token : 0;
         bool on_host = a->host_every && ++a->n_drawn % a->host_every == 0;
         if (on_host) a->sampled[row->seq] = -1; /* nobody may ask for it */
-        tokens[i] = on_host ? MP_SAMPLE_ON_HOST : MP_SAMPLE_UNDER_WAY;
+        out[i].token = on_host ? MP_SAMPLE_ON_HOST : MP_SAMPLE_UNDER_WAY;
     }
     return MEPIC_OK;
 }
 
-static mepic_status ahead_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err) {
+static mepic_status ahead_wait(mp_backend *b, uint32_t ago, mp_sampled *out, uint32_t n, mepic_error *err) {
     ahead_backend *a = self(b);
     assert_true(ago < 2 && ago < a->seen.steps);
     uint32_t turn = (a->seen.steps - 1 - ago) % 2;
@@ -125,7 +129,7 @@ static mepic_status ahead_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uin
     }
     if (fails(a, AHEAD_FAILS_TO_WAIT)) return failure(err);
     for (uint32_t i = 0; i < n; i++) {
-        if (tokens[i] == MP_SAMPLE_UNDER_WAY) tokens[i] = a->tokens[turn][i];
+        if (out[i].token == MP_SAMPLE_UNDER_WAY) out[i] = a->drawn[turn][i];
     }
     return MEPIC_OK;
 }
@@ -203,7 +207,8 @@ ahead_backend *ahead_put(mepic_engine *engine) {
     a->ops.page_write = ahead_page_write;
     a->rows = calloc(engine->options.step_tokens, sizeof *a->rows);
     assert_non_null(a->rows);
-    assert_int_equal(mp_sampler_open(engine->model->hp.n_vocab, &a->sampler, NULL), MEPIC_OK);
+    a->n_vocab = engine->model->hp.n_vocab;
+    assert_int_equal(mp_sampler_open(a->n_vocab, &a->sampler, NULL), MEPIC_OK);
     assert_true(engine->options.max_running + MP_MAX_JOBS <= MAX_SEQS);
     for (uint32_t i = 0; i < MAX_SEQS; i++) a->sampled[i] = -1;
     a->base.ops = &a->ops;

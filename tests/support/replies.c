@@ -84,6 +84,7 @@ static void take_events(mepic_engine *engine) {
             if (r->n_tokens == 0) r->first = event.usage;
             assert_int_equal(event.usage.prompt_tokens > 0, r->n_tokens == 0);
             r->tokens[r->n_tokens++] = event.token;
+            r->logprobs += (double)event.logprob;
             continue;
         }
         r->done = true;

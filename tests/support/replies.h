@@ -31,6 +31,7 @@ typedef struct result {
     mepic_finish finish;
     const char *error;
     int32_t stop;
+    double logprobs;          /* of all tokens together */
     mepic_usage first, usage; /* with the first token, with DONE */
     uint64_t hash;
 } result;

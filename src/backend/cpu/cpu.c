@@ -292,10 +292,10 @@ static mepic_status cpu_step_end(mp_backend *b, mepic_error *err) {
 }
 
 /* A step was done when it ended, and the host samples. */
-static mepic_status cpu_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err) {
+static mepic_status cpu_wait(mp_backend *b, uint32_t ago, mp_sampled *out, uint32_t n, mepic_error *err) {
     (void)b;
     (void)ago;
-    (void)tokens;
+    (void)out;
     (void)n;
     (void)err;
     return MEPIC_OK;

@@ -78,7 +78,7 @@ typedef struct cuda_backend {
     float *x, *logits;
     mp_bf16 *h, *qkv, *q, *a, *gate_up, *g;
     mp_cu_matrix codes; /* input of the next product whose weights are e4m3 */
-    float *host;        /* pinned [logit_rows, n_vocab] */
+    float *host;        /* pinned [n_vocab]: a row of logits */
 
     cudaEvent_t ends[2]; /* of the last two steps, in turn */
     uint32_t turn;
@@ -87,7 +87,6 @@ typedef struct cuda_backend {
     bool has_items, has_blocks;
     const graph *replayed;           /* what stands for the operations of this step; NULL: they launch */
     uint32_t first_logits, n_logits; /* rows whose logits the device has: [first, first + n) */
-    uint32_t first_host, n_host;     /* and the host */
     graph graphs[N_GRAPHS];
     uint32_t n_graphs;
 } cuda_backend;
@@ -303,7 +302,7 @@ static mepic_status open_buffers(cuda_backend *c, const mp_backend_config *confi
         CUDA_TRY(&c->device, cudaMemsetAsync(*buffers[i].to, 0, buffers[i].bytes, c->device.stream));
     }
     void *host;
-    size_t bytes = (size_t)c->logit_rows * c->hp->n_vocab * sizeof(float);
+    size_t bytes = c->hp->n_vocab * sizeof(float);
     mepic_status status = mp_cu_take_pinned(&c->device, bytes, "logits", &host, err);
     if (status != MEPIC_OK) return status;
     c->host = host;
@@ -501,7 +500,7 @@ static void cuda_step_begin(mp_backend *b, const mp_step *step) {
     c->n_rows = step->n_rows;
     c->n_wanted = step->n_logits;
     c->bucket = mp_cu_bucket(step->n_rows);
-    c->n_logits = c->n_host = 0;
+    c->n_logits = 0;
     c->replayed = NULL;
     c->turn = 1 - c->turn;
     CUDA_TRY(&c->device, cudaSetDevice(c->device.id));
@@ -685,10 +684,9 @@ static void cuda_logits(mp_backend *b) {
 static void need_logits(cuda_backend *c, uint32_t i) {
     if (i >= c->first_logits && i < c->first_logits + c->n_logits) return;
     compute_logits(c, i, part_from(c, i));
-    c->n_host = 0;
 }
 
-static mepic_status cuda_sample(mp_backend *b, const mp_sample_row *rows, uint32_t n, int32_t *tokens,
+static mepic_status cuda_sample(mp_backend *b, const mp_sample_row *rows, uint32_t n, mp_sampled *out,
                                 mepic_error *err) {
     cuda_backend *c = self(b);
     for (uint32_t first = 0, end; first < n && c->device.error == cudaSuccess; first = end) {
@@ -696,7 +694,7 @@ static mepic_status cuda_sample(mp_backend *b, const mp_sample_row *rows, uint32
         for (end = first; end < n && rows[end].logits < c->first_logits + c->n_logits; end++) {
             mp_sample_row row = rows[end];
             row.logits -= c->first_logits;
-            tokens[end] = mp_cu_sampler_add(c->sampler, &row, false) ? MP_SAMPLE_UNDER_WAY : MP_SAMPLE_ON_HOST;
+            out[end].token = mp_cu_sampler_add(c->sampler, &row) ? MP_SAMPLE_UNDER_WAY : MP_SAMPLE_ON_HOST;
         }
         mp_cu_sampler_run(c->sampler, c->logits, c->device.stream);
     }
@@ -704,12 +702,12 @@ static mepic_status cuda_sample(mp_backend *b, const mp_sample_row *rows, uint32
     return mp_cu_status(&c->device, err);
 }
 
-static mepic_status cuda_wait(mp_backend *b, uint32_t ago, int32_t *tokens, uint32_t n, mepic_error *err) {
+static mepic_status cuda_wait(mp_backend *b, uint32_t ago, mp_sampled *out, uint32_t n, mepic_error *err) {
     cuda_backend *c = self(b);
     if (!CUDA_TRY(&c->device, cudaEventSynchronize(c->ends[c->turn ^ ago]))) return mp_cu_status(&c->device, err);
-    const mp_cu_drawn *drawn = mp_cu_sampler_drawn(c->sampler, ago);
+    const mp_sampled *drawn = mp_cu_sampler_drawn(c->sampler, ago);
     for (uint32_t i = 0; i < n; i++) {
-        if (tokens[i] == MP_SAMPLE_UNDER_WAY) tokens[i] = (drawn++)->token;
+        if (out[i].token == MP_SAMPLE_UNDER_WAY) out[i] = *drawn++;
     }
     return mp_cu_status(&c->device, err);
 }
@@ -718,14 +716,11 @@ static const float *cuda_logits_row(mp_backend *b, uint32_t i) {
     cuda_backend *c = self(b);
     size_t n_vocab = c->hp->n_vocab;
     need_logits(c, i);
-    if (c->device.error == cudaSuccess && (i < c->first_host || i >= c->first_host + c->n_host)) {
-        CUDA_TRY(&c->device, cudaMemcpyAsync(c->host, c->logits, c->n_logits * n_vocab * sizeof *c->host,
-                                             cudaMemcpyDeviceToHost, c->device.stream));
-        CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
-        c->first_host = c->first_logits;
-        c->n_host = c->n_logits;
-    }
-    return c->device.error == cudaSuccess ? c->host + (i - c->first_host) * n_vocab : NULL;
+    if (c->device.error != cudaSuccess) return NULL;
+    CUDA_TRY(&c->device, cudaMemcpyAsync(c->host, c->logits + (i - c->first_logits) * n_vocab,
+                                         n_vocab * sizeof *c->host, cudaMemcpyDeviceToHost, c->device.stream));
+    CUDA_TRY(&c->device, cudaStreamSynchronize(c->device.stream));
+    return c->device.error == cudaSuccess ? c->host : NULL;
 }
 
 /* ---- Inspection and pages ---------------------------------------------------------------------------------------- */
@@ -753,12 +748,11 @@ static activation find_activation(const cuda_backend *c, mp_act act) {
     return (activation){ c->x, 0, 0, 0, true };
 }
 
-/* Row by row through the host's logits, which holds a row of any activation: nobody is in a hurry here. */
+/* Part by part through the host's row of logits: nobody is in a hurry here. */
 static void cuda_act_read(mp_backend *b, mp_act act, uint32_t row, uint32_t n, float *dst) {
     cuda_backend *c = self(b);
     activation a = find_activation(c, act);
     size_t size = a.f32 ? sizeof(float) : sizeof(mp_bf16);
-    c->n_host = 0;
     for (uint32_t r = 0; r < n; r++) {
         const uint8_t *src = (const uint8_t *)a.data + ((row + r) * a.stride + a.first) * size;
         for (size_t i = 0; i < a.width; i += c->hp->n_vocab) {
@@ -777,7 +771,6 @@ static void cuda_act_write(mp_backend *b, mp_act act, uint32_t row, uint32_t n, 
     cuda_backend *c = self(b);
     activation a = find_activation(c, act);
     size_t size = a.f32 ? sizeof(float) : sizeof(mp_bf16);
-    c->n_host = 0;
     for (uint32_t r = 0; r < n; r++) {
         uint8_t *dst = (uint8_t *)a.data + ((row + r) * a.stride + a.first) * size;
         for (size_t i = 0; i < a.width; i += c->hp->n_vocab) {

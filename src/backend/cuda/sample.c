@@ -12,7 +12,7 @@ struct mp_cu_sampler {
     /* Pinned, in turn for one step and the next. The kernel reads draws and writes what it has drawn right there: each
      * row's once, which is less than a copy costs. */
     mp_cu_draw *draws[2];
-    mp_cu_drawn *drawn[2];
+    mp_sampled *drawn[2];
     mp_cu_adjust *adjusts[2];
     uint32_t turn;
     void *device_adjusts, *saved, *tokens; /* on the device */
@@ -46,8 +46,8 @@ mepic_status mp_cu_sampler_open(mp_cu_device *device, uint32_t n_vocab, uint32_t
         { &pinned[1], max_rows * sizeof(mp_cu_draw), true },
         { &pinned[2], max_adjusts * sizeof(mp_cu_adjust), true },
         { &pinned[3], max_adjusts * sizeof(mp_cu_adjust), true },
-        { &pinned[4], max_rows * sizeof(mp_cu_drawn), true },
-        { &pinned[5], max_rows * sizeof(mp_cu_drawn), true },
+        { &pinned[4], max_rows * sizeof(mp_sampled), true },
+        { &pinned[5], max_rows * sizeof(mp_sampled), true },
         { &s->device_adjusts, max_adjusts * sizeof(mp_cu_adjust), false },
         { &s->saved, max_adjusts * sizeof(float), false },
         { &s->tokens, max_seqs * sizeof(int32_t), false },
@@ -137,7 +137,7 @@ static bool add_adjusts(mp_cu_sampler *s, mp_cu_draw *d, const mp_sample_row *ro
     return !d->penalizes_last || new_adjust(s, MP_CU_LAST);
 }
 
-bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob) {
+bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row) {
     if (s->n_rows == s->max_rows) return false;
     const mepic_sampling *p = row->sampling;
     mp_cu_draw d = {
@@ -148,7 +148,7 @@ bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob)
         .temperature = p->temperature,
         .top_p = p->top_p,
         .min_p = p->min_p,
-        .logprob = logprob,
+        .logprob = row->logprob,
         .seq = row->seq,
     };
     bool ok = add_adjusts(s, &d, row);
@@ -181,7 +181,7 @@ bool mp_cu_sampler_run(mp_cu_sampler *s, float *logits, cudaStream_t stream) {
                                          mp_cu_sample_blocks(d, n), s->drawn[s->turn] + first, s->tokens, stream));
 }
 
-const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago) {
+const mp_sampled *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago) {
     return s->drawn[s->turn ^ ago];
 }
 

@@ -586,7 +586,7 @@ static __device__ mp_cu_adjust adjust_at(const mp_cu_draw &d, const mp_cu_adjust
 
 static __global__ void __launch_bounds__(THREADS, 1)
     sample_rows(const mp_cu_draw *draws, const mp_cu_adjust *adjusts, float *saved, float *logits, uint32_t n_vocab,
-                uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens) {
+                uint32_t n_blocks, mp_sampled *out, int32_t *tokens) {
     extern __shared__ uint4 memory[];
     shared *s = (shared *)memory;
     __shared__ mp_cu_draw draw; /* read once: it may lie on the other side of the bus */
@@ -623,7 +623,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     for_adjusts(r, d, adjusts, last, [&](uint32_t i, uint32_t id) { x[id] = saved[i]; });
     sync_blocks();
     if (r.rank == 0 && threadIdx.x == 0) {
-        out[blockIdx.x / n_blocks] = (mp_cu_drawn){ token, d.logprob && token >= 0 ? usable(x[token]) - norm : 0.0f };
+        out[blockIdx.x / n_blocks] = (mp_sampled){ token, d.logprob && token >= 0 ? usable(x[token]) - norm : 0.0f };
         tokens[d.seq] = token >= 0 ? token : 0;
     }
 }
@@ -633,7 +633,7 @@ cudaError_t mp_cu_sample_open(void) {
 }
 
 cudaError_t mp_cu_sample_rows(const mp_cu_draw *draws, uint32_t n, const mp_cu_adjust *adjusts, float *saved,
-                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens,
+                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_sampled *out, int32_t *tokens,
                               cudaStream_t stream) {
     if (n == 0) return cudaSuccess;
     cudaLaunchAttribute cluster = {};

@@ -44,17 +44,12 @@ typedef struct mp_cu_adjust {
     float bias;   /* then added */
 } mp_cu_adjust;
 
-typedef struct mp_cu_drawn {
-    int32_t token; /* -1: no number in the row is a candidate */
-    float logprob;
-} mp_cu_drawn;
-
 /* Kernel: all device memory, but draws and out may be pinned host memory. saved: as long as adjusts. tokens: what was
  * sampled last for each sequence, 0 where nothing could be. Rows of logits are changed while it runs and are as they
  * were when it ends. n_blocks: blocks a row, 1, 2, 4 or 8; more than 1 needs code for 9.0. */
 cudaError_t mp_cu_sample_open(void); /* before the first launch on a device; again is harmless */
 cudaError_t mp_cu_sample_rows(const mp_cu_draw *draws, uint32_t n, const mp_cu_adjust *adjusts, float *saved,
-                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_cu_drawn *out, int32_t *tokens,
+                              float *logits, uint32_t n_vocab, uint32_t n_blocks, mp_sampled *out, int32_t *tokens,
                               cudaStream_t stream);
 /* The number of blocks that is fastest for n rows. */
 uint32_t mp_cu_sample_blocks(const mp_cu_device *device, uint32_t n);
@@ -72,11 +67,11 @@ void mp_cu_sampler_close(mp_cu_sampler *s); /* NULL is a no-op; before the devic
  * the row or its adjustments; the caller samples it on the host. Two steps may be under way: begin when the stream has
  * come to the end of the last but one. */
 void mp_cu_sampler_begin(mp_cu_sampler *s);
-bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row, bool logprob);
+bool mp_cu_sampler_add(mp_cu_sampler *s, const mp_sample_row *row);
 bool mp_cu_sampler_run(mp_cu_sampler *s, float *logits, cudaStream_t stream); /* false: noted in the device */
 /* [rows added] in their order, of the step that was begun `ago` (0 or 1) before the last; pinned, and there once the
  * stream has come so far. */
-const mp_cu_drawn *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago);
+const mp_sampled *mp_cu_sampler_drawn(const mp_cu_sampler *s, uint32_t ago);
 /* Device: [max_seqs] as above. */
 const int32_t *mp_cu_sampler_tokens(const mp_cu_sampler *s);
 
