@@ -76,7 +76,7 @@ typedef enum mepic_reuse {
     MEPIC_REUSE_MEPIC = 3,   /* chunks are shared at any position, beginnings as well */
 } mepic_reuse;
 
-/* CPU: f16, bf16 or f32. CUDA: bf16; or fp8 (e4m3), half as many bytes a token, further from exact. */
+/* CPU: f16, bf16 or f32. CUDA: bf16; or fp8 (e4m3), about half the bytes a token, further from exact. */
 typedef enum mepic_kv_type {
     MEPIC_KV_DEFAULT = 0,
     MEPIC_KV_F16 = 1,

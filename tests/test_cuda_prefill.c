@@ -54,8 +54,8 @@ static void check_error(cuda_world *w, const result *r, const char *what) {
     const mp_cu_attend *a = cuda_world_attend(w);
     print_message("%u/%u heads of %u, pages of %u%s, %s: error %.2e, worst row %.2e\n", a->n_heads, a->n_kv_heads,
                   a->head_dim, a->page_size, a->fp8 ? " of fp8" : "", what, error, worst);
-    /* Weights are bf16, cells are rounded to f16, turned queries and outputs to bf16. */
-    assert_true(error < 5e-3);
+    /* Weights are bf16, cells are rounded to f16, turned queries and outputs to bf16; fp8 pages once more, to bf16. */
+    assert_true(error < (a->fp8 ? 8e-3 : 5e-3));
     assert_true(worst < 3e-2);
 }
 

@@ -55,8 +55,9 @@ mp_option_group mp_engine_flags_group(mp_engine_flags *f) {
             "is left)"),
         MP_COUNT(0, "pages", &f->pages, 4, 1u << 24, "N", "pages of KV, instead of --kv-memory"),
         MP_WORD(0, "page-size", &f->page_size, page_words, "N", "tokens a page: 16 (default), 32, 64 or 128"),
-        MP_WORD(0, "kv-type", &f->kv_type, kv_words, "TYPE",
-                "f16 (default on the CPU), bf16 (default on a GPU), f32 (CPU) or fp8 (GPU): half of bf16's memory"),
+        MP_WORD(
+            0, "kv-type", &f->kv_type, kv_words, "TYPE",
+            "f16 (default on the CPU), bf16 (default on a GPU), f32 (CPU) or fp8 (GPU): about half of bf16's memory"),
         MP_WORD(0, "weights", &f->weights, weights_words, "TYPE",
                 "on a GPU: bf16 (default), or fp8: half the memory and faster, a little less exact; Hopper only"),
         MP_WORD(0, "eviction", &f->eviction, eviction_words, "ORDER", "s3fifo (default) or lru"),

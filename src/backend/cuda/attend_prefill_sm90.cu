@@ -318,7 +318,7 @@ static __device__ __forceinline__ void widen(const mp_cu_attend *a, shared<D, tr
     uint32_t place = thread;                      /* goes round, for not all warps have the same to do each time */
     for (cursor at = { 0, 0 }, from = { 0, 0 };; advance(&at, sh->RING)) {
         mp_barrier_wait(mp_shared(&sh->empty[at.slot]), at.phase ^ 1);
-        if (n_keys) { /* else there are no values yet, and the weights of what is there instead are 0 */
+        if (n_keys) { /* else there are no values yet; what comes of those that lie there is written nowhere */
             mp_barrier_wait(mp_shared(&sh->codes_full[from.slot]), from.phase);
             mp_kv8_widen<D, true, TURNERS, HALF, GROUP>(sh->codes[from.slot], sh->ring[at.slot] + shape<D>::HALF,
                                                         nullptr, place, n_keys);

@@ -106,7 +106,7 @@ static __device__ __forceinline__ void mp_kv8_widen(const uint8_t *half, uint8_t
 static __device__ __forceinline__ uint32_t mp_kv8_factor(uint32_t magnitude) {
     if (magnitude > 0x7f800000u) return 0x7fc0;
     float top = fminf(fmaxf(__uint_as_float(magnitude), 0x1p-60f), 65504.0f); /* below, all is as good as zero */
-    return (__float_as_uint(top * (0x1p120f / 448.0f)) + 0xffffu) >> 16;      /* up: the largest code is 448 */
+    return (__float_as_uint(top * (0x1p120f / 448.0f)) + 0x8000u) >> 16; /* 448 is also the code of a little more */
 }
 
 /* 8 numbers as codes; all zero under a factor that is NaN. */
