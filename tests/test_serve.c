@@ -234,20 +234,22 @@ static void a_model_is_told_by_its_name(void **state) {
     options.names[1] = "Org/the other";
     start(&options);
     static const struct {
-        const char *path, *id;
-    } models[] = { { "tiny", "tiny" },
-                   { "t%69ny", "tiny" },
-                   { "Org/the%20other", "Org/the other" },
-                   { "Org%2Fthe%20other", "Org/the other" },
-                   { "Org%2fthe%20other", "Org/the other" },
-                   { "gpt-x", NULL },
-                   { "tin", NULL },
-                   { "tinyy", NULL },
-                   { "tiny/", NULL },
-                   { "tiny%", NULL },
-                   { "tiny%0", NULL },
-                   { "tiny%00", NULL },
-                   { "Org/the", NULL } };
+        const char *path, *id, *error; /* one of both is NULL */
+    } models[] = { { "tiny", "tiny", NULL },
+                   { "t%69ny", "tiny", NULL },
+                   { "Org/the%20other", "Org/the other", NULL },
+                   { "Org%2Fthe%20other", "Org/the other", NULL },
+                   { "Org%2fthe%20other", "Org/the other", NULL },
+                   { "gpt-x", NULL, "'gpt-x'" },
+                   { "Org%2Fgpt%20x%C3%A9", NULL, "'Org/gpt x\u00e9'" },
+                   { "%FFtiny", NULL, "'\ufffdtiny'" },
+                   { "tin", NULL, "'tin'" },
+                   { "tinyy", NULL, "'tinyy'" },
+                   { "tiny/", NULL, "'tiny/'" },
+                   { "tiny%", NULL, "'tiny%'" },
+                   { "tiny%0", NULL, "'tiny%0'" },
+                   { "tiny%00", NULL, "'tiny%00'" },
+                   { "Org/the", NULL, "'Org/the'" } };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char path[64];
         snprintf(path, sizeof path, "/v1/models/%s", models[i].path);
@@ -258,6 +260,7 @@ static void a_model_is_told_by_its_name(void **state) {
             assert_int_equal(number_at(model, "max_model_len"), 512);
         } else {
             assert_string_equal(text_at(model, "error/code"), "model_not_found");
+            assert_non_null(strstr(text_at(model, "error/message"), models[i].error));
         }
         json_decref(model);
     }

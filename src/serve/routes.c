@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "base/mem.h"
 #include "serve/exchange.h"
 #include "serve/json.h"
 #include "serve/tokenize.h"
@@ -28,27 +29,35 @@ static size_t fixed_part(const char *route_path) {
     return strcspn(route_path, "{");
 }
 
-/* Whether a part of a path, in which characters may be escaped (%2F), is `text`. */
-static bool is_text(const char *sent, const char *text) {
-    for (; *sent && *text; text++) {
+/* What a part of a path says, in which characters may be escaped (%2F); a NUL stays as it was sent. NULL: no memory. */
+static char *unescape(const char *sent) {
+    char *text = mp_alloc(strlen(sent) + 1), *end = text;
+    if (!text) return NULL;
+    while (*sent) {
         int high = *sent == '%' ? mp_hex_digit(sent[1]) : -1, low = high >= 0 ? mp_hex_digit(sent[2]) : -1;
-        if ((unsigned char)*text != (low >= 0 ? high << 4 | low : (unsigned char)*sent)) return false;
-        sent += low >= 0 ? 3 : 1;
+        bool escaped = low >= 0 && (high | low);
+        *end++ = (char)(escaped ? high << 4 | low : *sent);
+        sent += escaped ? 3 : 1;
     }
-    return !*sent && !*text;
+    *end = 0;
+    return text;
 }
 
 /* The name may have slashes, as they are or escaped: clients do both. */
 static enum MHD_Result handle_model(mp_exchange *x) {
     const mp_api *api = &x->server->api;
-    const char *asked = x->path + fixed_part(x->route->path);
-    for (uint32_t i = 0; i < api->n_names; i++) {
-        const char *name = api->names[i];
-        if (is_text(asked, name)) return mp_exchange_answer_json(x, 200, describe_model(api, name));
+    char *asked = unescape(x->path + fixed_part(x->route->path));
+    const char *name = NULL;
+    for (uint32_t i = 0; asked && !name && i < api->n_names; i++) {
+        if (strcmp(asked, api->names[i]) == 0) name = api->names[i];
     }
     mp_api_error err;
-    mp_refuse_model(&err, asked, api->names[0]);
-    return mp_exchange_refuse(x, &err);
+    if (!asked)
+        mp_refuse_memory(&err, "the model's name");
+    else if (!name)
+        mp_refuse_model(&err, asked, api->names[0]);
+    mp_free(asked);
+    return name ? mp_exchange_answer_json(x, 200, describe_model(api, name)) : mp_exchange_refuse(x, &err);
 }
 
 static enum MHD_Result handle_health(mp_exchange *x) {

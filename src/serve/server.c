@@ -524,7 +524,8 @@ static void fill_defaults(mp_server *server) {
     if (getrandom(&server->api.id_seed, sizeof server->api.id_seed, 0) < 0) server->api.id_seed = mp_now_ns();
 }
 
-/* No route has an escaped character, so paths are compared as they were sent. */
+/* Routes are compared with paths as they were sent: none has an escaped character but in its {name}, which its handler
+ * reads. */
 static size_t keep_escapes(void *cls, struct MHD_Connection *connection, char *text) {
     (void)cls;
     (void)connection;
