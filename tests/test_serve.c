@@ -522,12 +522,12 @@ static void an_open_server_stays_on_loopback(void **state) {
     mepic_error err;
     mp_server_options options = default_options();
     options.host = "0.0.0.0";
-    expect(mp_server_open(&options, &other, &err), MEPIC_ERR_ARGUMENT, &err, "API keys");
+    expect(mp_server_open(&options, -1, &other, &err), MEPIC_ERR_ARGUMENT, &err, "API keys");
     options.host = "not a host";
-    expect(mp_server_open(&options, &other, &err), MEPIC_ERR_ARGUMENT, &err, "not a host");
+    expect(mp_server_open(&options, -1, &other, &err), MEPIC_ERR_ARGUMENT, &err, "not a host");
     options.host = "127.0.0.1";
     options.port = port;
-    expect(mp_server_open(&options, &other, &err), MEPIC_ERR_IO, &err, "in use");
+    expect(mp_server_open(&options, -1, &other, &err), MEPIC_ERR_IO, &err, "in use");
 }
 
 int main(void) {

@@ -242,8 +242,7 @@ static mepic_status open_server(const serve_flags *f, mp_server_options *options
     status = load(f, session, err);
     if (status == MEPIC_OK) {
         options->engine = session->engine;
-        options->bound = &bound;
-        status = mp_server_open(options, out, err);
+        status = mp_server_open(options, bound, out, err);
         if (status != MEPIC_OK) mp_session_close(session);
     }
     close(bound);

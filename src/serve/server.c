@@ -470,11 +470,11 @@ mepic_status mp_server_bind(const mp_server_options *o, int *out, mepic_error *e
     return status;
 }
 
-static mepic_status open_listener(mp_server *server, mepic_error *err) {
+static mepic_status open_listener(mp_server *server, int bound, mepic_error *err) {
     const mp_server_options *o = &server->options;
     mepic_status status = MEPIC_OK;
-    if (o->bound) {
-        server->listener = fcntl(*o->bound, F_DUPFD_CLOEXEC, 0);
+    if (bound >= 0) {
+        server->listener = fcntl(bound, F_DUPFD_CLOEXEC, 0);
         if (server->listener < 0) status = mp_fail(err, MEPIC_ERR_IO, "no descriptor: %s", strerror(errno));
     } else {
         status = mp_server_bind(o, &server->listener, err);
@@ -568,7 +568,7 @@ static void reserve_descriptors(const mp_server *server) {
     if (last >= 0) close(last);
 }
 
-mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err) {
+mepic_status mp_server_open(const mp_server_options *options, int bound, mp_server **out, mepic_error *err) {
     mp_server *server = mp_calloc(1, sizeof *server);
     if (!server) return mp_fail_nomem(err, "the server", sizeof *server);
     server->options = *options;
@@ -595,7 +595,7 @@ mepic_status mp_server_open(const mp_server_options *options, mp_server **out, m
         .max_connections = server->options.max_connections,
         .silence_ms = server->options.silence_ms,
     };
-    mepic_status status = open_listener(server, err);
+    mepic_status status = open_listener(server, bound, err);
     if (status == MEPIC_OK) status = mp_loop_open(options->engine, &loop, &server->loop, err);
     if (status == MEPIC_OK) status = mp_watch_open(&watch, &server->watch, err);
     for (uint32_t i = 0; status == MEPIC_OK && i < MP_HTTP_THREADS; i++) status = start_http(server, i, err);

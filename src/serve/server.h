@@ -19,7 +19,6 @@ typedef struct mp_server_options {
     uint16_t port;      /* 0 = a free one */
     const mp_keys *keys; /* NULL = everybody may ask, and then only over loopback unless allow_open */
     bool allow_open;
-    const int *bound;    /* of mp_server_bind with the same; the server has a copy of it. NULL = it binds */
     const char *names[MP_SERVED_NAMES_MAX]; /* of the model; the first is told, all are taken */
     uint32_t n_names;
     uint32_t max_replies;     /* that wait or run; 0 = 1024. The engine's max_queued must not be less */
@@ -44,8 +43,9 @@ typedef struct mp_server mp_server;
 /* Takes the address, for who has long to do before the server can be opened; nobody is listened to yet. *out: a socket.
  * Needs no engine. ERR_ARGUMENT, ERR_IO (the address is in use). */
 mepic_status mp_server_bind(const mp_server_options *options, int *out, mepic_error *err);
-/* ERR_ARGUMENT, ERR_IO (the address is in use), ERR_NOMEM. */
-mepic_status mp_server_open(const mp_server_options *options, mp_server **out, mepic_error *err);
+/* bound: of mp_server_bind with the same options, the server takes a copy; -1 = it binds. ERR_ARGUMENT, ERR_IO (the
+ * address is in use), ERR_NOMEM. */
+mepic_status mp_server_open(const mp_server_options *options, int bound, mp_server **out, mepic_error *err);
 uint16_t mp_server_port(const mp_server *server);
 
 /* A descriptor that becomes readable when the last reply has ended, or the engine broke. Reading is not needed: ask. */

@@ -24,7 +24,7 @@ mp_server_options default_options(void) {
 
 void start(const mp_server_options *options) {
     mepic_error err;
-    if (mp_server_open(options, &server, &err) != MEPIC_OK) fail_msg("%s", err.message);
+    if (mp_server_open(options, -1, &server, &err) != MEPIC_OK) fail_msg("%s", err.message);
     port = mp_server_port(server);
 }
 
