@@ -56,6 +56,8 @@ ask --streams 50 --requests 300 --tokens 40 --leave 30 --bad 10 --whole 20
 echo "beside 100 that never end"
 ask --streams 50 --requests 200 --tokens 40 --slow 100 --rounds 1 --goodput 0
 fail "goodput beside slow" --streams 50 --tokens 40 --slow 100 --rounds 1 --goodput 1000000
+echo "beside fewer than were asked for"
+(ulimit -n 60 && fail "of 100 slow connections hang" --streams 10 --tokens 40 --slow 100 --rounds 1 --goodput 0)
 stop
 
 serve --max-replies 30

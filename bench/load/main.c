@@ -329,24 +329,33 @@ static bool warm_up(bench *load) {
 
 /* ---- Beside slow ones -------------------------------------------------------------------------------------------- */
 
-/* Tokens a second of the replies that were whole. */
+static bool all_hang(const bench *load) {
+    const char *why;
+    uint32_t n = load_slow_wait(load->slow, &why);
+    if (n == load->o.slow) return true;
+    fprintf(stderr, "bench_load: %u of %u slow connections hang in the server; the others do not come in: %s\n", n,
+            load->o.slow, why);
+    return false;
+}
+
+/* Tokens a second of the replies that were whole; negative: not all slow ones hung in the server before and after. */
 static double run_beside(bench *load, uint32_t n_slow, bool *settled) {
     uint64_t tokens = load->n_tokens, ns = load->run_ns;
+    bool beside = true;
     if (n_slow) {
         load->slow = load_slow_open(&load->server, n_slow, load->o.path, load->o.key);
         if (!load->slow) out_of_memory();
+        beside = all_hang(load);
     }
-    run(load, load->o.requests, load->o.seconds);
+    if (beside) run(load, load->o.requests, load->o.seconds);
     if (load->slow) {
-        uint32_t held;
-        uint64_t ended;
-        load_slow_count(load->slow, &held, &ended);
-        printf("slow      %u hang, %llu were ended by the server\n", held, (unsigned long long)ended);
+        beside = beside && all_hang(load);
+        printf("slow      %llu were ended by the server\n", (unsigned long long)load_slow_ended(load->slow));
         load_slow_close(load->slow);
         load->slow = NULL;
     }
     *settled = settle(load) && *settled;
-    return (double)(load->n_tokens - tokens) / ((double)(load->run_ns - ns) * 1e-9);
+    return beside ? (double)(load->n_tokens - tokens) / ((double)(load->run_ns - ns) * 1e-9) : -1.0;
 }
 
 /* Alone and beside slow ones, in turn. */
@@ -357,6 +366,7 @@ static bool run_rounds(bench *load, bool *settled) {
         for (uint32_t k = 0; k < 2; k++) {
             uint32_t beside = (i + k) % 2;
             rate[beside] = run_beside(load, beside ? load->o.slow : 0, settled);
+            if (rate[beside] < 0.0) return false;
         }
         ratios[i] = rate[0] > 0.0 ? rate[1] / rate[0] : 0.0;
         printf("round %-3u %.0f tokens/s alone, %.0f beside %u slow ones: %.1f %%\n", i + 1, rate[0], rate[1],

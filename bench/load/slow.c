@@ -23,6 +23,7 @@ struct load_slow {
     struct sockaddr_in server;
     char head[TEXT_MAX], body[TEXT_MAX]; /* beginnings */
     uint64_t n_ended, next_ns;
+    int why; /* errno of the last that did not come in; 0: none */
     uint32_t n;
     slow_one items[]; /* [n] */
 };
@@ -30,18 +31,25 @@ struct load_slow {
 static void begin(load_slow *slow, slow_one *one) {
     one->begun = false;
     one->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (one->fd >= 0) connect(one->fd, (const struct sockaddr *)(const void *)&slow->server, sizeof slow->server);
+    const struct sockaddr *server = (const void *)&slow->server;
+    if (one->fd >= 0 && (connect(one->fd, server, sizeof slow->server) == 0 || errno == EINPROGRESS)) return;
+    slow->why = errno;
+    if (one->fd >= 0) close(one->fd); // it is connected to nothing, and looks as if it were about to be
+    one->fd = -1;
 }
 
 /* Nothing is ever answered, so what can be read is the end, whatever came before it. */
-static bool has_ended(const slow_one *one) {
+static bool has_ended(load_slow *slow, const slow_one *one) {
+    if (one->fd < 0) return true;
     char byte;
-    ssize_t n = one->fd < 0 ? 0 : recv(one->fd, &byte, 1, MSG_DONTWAIT);
-    return n >= 0 || (errno != EAGAIN && errno != ENOTCONN);
+    ssize_t n = recv(one->fd, &byte, 1, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == ENOTCONN)) return false;
+    if (n < 0) slow->why = errno;
+    return true;
 }
 
 static void send_one(load_slow *slow, slow_one *one) {
-    if (has_ended(one)) {
+    if (has_ended(slow, one)) {
         slow->n_ended += one->begun;
         if (one->begun) one->next_ns -= BYTE_NS; // the next one begins at once
         if (one->fd >= 0) close(one->fd);
@@ -77,9 +85,16 @@ load_slow *load_slow_open(const struct sockaddr_in *server, uint32_t n, const ch
         begin(slow, &slow->items[i]);
         slow->items[i].next_ns = now + BYTE_NS * i / n; // not all at once
     }
-    const struct timespec pause = { .tv_nsec = 1000000 };
-    while (begin_all(slow) < n && mp_now_ns() - now < CONNECT_NS) nanosleep(&pause, NULL);
     return slow;
+}
+
+uint32_t load_slow_wait(load_slow *slow, const char **why) {
+    const struct timespec pause = { .tv_nsec = 1000000 };
+    uint64_t until = mp_now_ns() + CONNECT_NS;
+    uint32_t n;
+    while ((n = begin_all(slow)) < slow->n && mp_now_ns() < until) nanosleep(&pause, NULL);
+    *why = slow->why ? strerror(slow->why) : "they are not taken";
+    return n;
 }
 
 void load_slow_send(load_slow *slow, uint64_t now) {
@@ -93,10 +108,8 @@ void load_slow_send(load_slow *slow, uint64_t now) {
     }
 }
 
-void load_slow_count(const load_slow *slow, uint32_t *held, uint64_t *ended) {
-    *held = 0;
-    *ended = slow->n_ended;
-    for (uint32_t i = 0; i < slow->n; i++) *held += slow->items[i].begun;
+uint64_t load_slow_ended(const load_slow *slow) {
+    return slow->n_ended;
 }
 
 void load_slow_close(load_slow *slow) {

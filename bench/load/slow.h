@@ -1,6 +1,6 @@
 /* Connections that begin a request, go on with a byte a second and never end it ("slowloris"), beside the load's good
  * ones. Every other one hangs in its headers, the others in their body. One that the server ends is opened again.
- * Belongs to the loop in main.c, which lets them send; only the opening waits, until all have begun. One thread. */
+ * One that does not come in is tried again. Belongs to the loop in main.c, which lets them send. One thread. */
 #ifndef MEPIC_BENCH_LOAD_SLOW_H
 #define MEPIC_BENCH_LOAD_SLOW_H
 
@@ -14,8 +14,10 @@ typedef struct load_slow load_slow;
 load_slow *load_slow_open(const struct sockaddr_in *server, uint32_t n, const char *path, const char *key);
 /* A byte of each connection whose turn it is. To be called often. */
 void load_slow_send(load_slow *slow, uint64_t now);
-/* How many of them hang in the server, and how many it has ended so far. */
-void load_slow_count(const load_slow *slow, uint32_t *held, uint64_t *ended);
+/* Waits until all hang in the server, ten seconds at most; how many do. *why: what keeps the others out, if any. */
+uint32_t load_slow_wait(load_slow *slow, const char **why);
+/* How many the server has ended so far. */
+uint64_t load_slow_ended(const load_slow *slow);
 void load_slow_close(load_slow *slow); /* NULL is a no-op */
 
 #endif
