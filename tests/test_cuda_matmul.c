@@ -289,7 +289,6 @@ static void few_rows(void **state) {
     }
 }
 
-/* What is fastest is a matter of noise; the bits are not. Small shapes: there many algorithms are nearly as fast. */
 /* Until *done: work of somebody else, of changing size, so that times are noise. */
 static void *disturb(void *done) {
     size_t bytes = (size_t)64 << 20;
@@ -307,7 +306,8 @@ static void *disturb(void *done) {
     return works ? done : NULL;
 }
 
-/* Every other time somebody else keeps the device busy: which algorithm is fastest is another then. */
+/* What is fastest is a matter of noise, above all where somebody else keeps the device busy, every other time; the bits
+ * are not. Small shapes: there many algorithms are nearly as fast. */
 static void the_bits_are_those_of_the_last_open(void **state) {
     (void)state;
     static const struct {

@@ -12,7 +12,8 @@ enum {
     MAX_MEASURED = 8192, /* rows; what is larger takes the algorithm of this bucket */
     MAX_BUCKETS = 24,
     MAX_FOUND = 12,      /* algorithms asked for at once */
-    MAX_CANDIDATES = 48, /* tried in a bucket */
+    MAX_CANDIDATES = 48, /* measured in a bucket */
+    MAX_JOINED = 192,    /* with those of other buckets */
     MAX_TRIED = 16,      /* bits of a shape */
     FEW_ROWS = 256,      /* up to here a product is bound by its weights, and an algorithm for one count suits others */
     PATTERN_ROWS = 64,   /* rows of random x before they repeat; a power of two */
@@ -41,7 +42,8 @@ typedef struct candidate {
 
 typedef struct bucket {
     uint32_t rows, n_candidates;
-    candidate candidates[MAX_CANDIDATES + 1]; /* and one that is borrowed from another bucket */
+    bool joined; /* it has the other buckets' candidates, too, for their bits */
+    candidate candidates[MAX_JOINED];
 } bucket;
 
 typedef struct product {
@@ -248,21 +250,24 @@ static bool hash_rows(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, cons
 static bool time_candidates(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, uint32_t n, scratch *t) {
     mp_cu_device *d = m->device;
     bool ok = true;
+    uint32_t n_timed = 0;
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         if (!b->candidates[i].timed) continue;
         ok = CUDA_TRY(d, cudaMemsetAsync(t->flush, 0, FLUSH, d->stream)) &&
-             CUDA_TRY(d, cudaEventRecord(t->start[i], d->stream));
+             CUDA_TRY(d, cudaEventRecord(t->start[n_timed], d->stream));
         for (uint32_t k = 0; ok && k < n; k++) {
             const mp_cu_matrix w = s->weights[(k + 1) % s->n_weights];
             ok = multiply(m, s, b->rows, &b->candidates[i].algo, t->in, w, t->out, d->stream);
         }
-        ok = ok && CUDA_TRY(d, cudaEventRecord(t->stop[i], d->stream));
+        ok = ok && CUDA_TRY(d, cudaEventRecord(t->stop[n_timed++], d->stream));
     }
     ok = ok && CUDA_TRY(d, cudaStreamSynchronize(d->stream));
+    n_timed = 0;
     for (uint32_t i = 0; ok && i < b->n_candidates; i++) {
         float ms;
         if (!b->candidates[i].timed) continue;
-        ok = CUDA_TRY(d, cudaEventElapsedTime(&ms, t->start[i], t->stop[i]));
+        ok = CUDA_TRY(d, cudaEventElapsedTime(&ms, t->start[n_timed], t->stop[n_timed]));
+        n_timed++;
         if (ok) b->candidates[i].us = ms * 1000.0f / (float)n;
     }
     return ok;
@@ -277,15 +282,19 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
     return status == CUBLAS_STATUS_SUCCESS && parts > 1;
 }
 
-static void add_candidate(bucket *b, const algorithm *algo) {
+/* NULL: it is there, or has no room among `most`. */
+static candidate *add_candidate(bucket *b, const algorithm *algo, uint32_t most) {
     for (uint32_t i = 0; i < b->n_candidates; i++) {
         const algorithm *other = &b->candidates[i].algo;
         if (other->own == algo->own && memcmp(&other->lt, &algo->lt, sizeof algo->lt) == 0 &&
             memcmp(&other->plan, &algo->plan, sizeof algo->plan) == 0) {
-            return;
+            return NULL;
         }
     }
-    if (b->n_candidates < MAX_CANDIDATES) b->candidates[b->n_candidates++] = (candidate){ .algo = *algo };
+    if (b->n_candidates >= most) return NULL;
+    candidate *k = &b->candidates[b->n_candidates++];
+    *k = (candidate){ .algo = *algo };
+    return k;
 }
 
 /* Adds what the library proposes for `rows` rows. */
@@ -319,7 +328,7 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) return true; /* choose says it better */
     for (int i = 0; i < n; i++) {
         if (found[i].state == CUBLAS_STATUS_SUCCESS && !splits_k(&found[i].algo)) {
-            add_candidate(b, &(algorithm){ .lt = found[i].algo });
+            add_candidate(b, &(algorithm){ .lt = found[i].algo }, MAX_CANDIDATES);
         }
     }
     return CUBLAS_TRY(d, status);
@@ -328,10 +337,12 @@ static bool find_algorithms(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows
 /* Adds our own kernel: for e4m3, or for bf16 with stages of several sizes. */
 static void add_own(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, bucket *b) {
     if (s->library_only) return;
-    if (s->e4m3 && m->few_rows.describe && rows <= MP_CU_FEW_ROWS_MAX) add_candidate(b, &(algorithm){ .own = true });
+    if (s->e4m3 && m->few_rows.describe && rows <= MP_CU_FEW_ROWS_MAX) {
+        add_candidate(b, &(algorithm){ .own = true }, MAX_CANDIDATES);
+    }
     for (uint32_t stage = 16384; stage <= 65536 && !s->e4m3; stage += stage / 2) {
         algorithm a = { .own = true, .plan = mp_cu_few_rows_plan(&m->few_rows, s->n_out, s->n_in, rows, stage) };
-        if (a.plan.rows) add_candidate(b, &a);
+        if (a.plan.rows) add_candidate(b, &a, MAX_CANDIDATES);
     }
 }
 
@@ -385,15 +396,6 @@ static bool measure_bucket(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, scr
 
 /* ---- Choosing ---------------------------------------------------------------------------------------------------- */
 
-static const candidate *fastest(const bucket *b) {
-    const candidate *best = NULL;
-    for (uint32_t i = 0; i < b->n_candidates; i++) {
-        const candidate *k = &b->candidates[i];
-        if (k->can && (!best || k->us < best->us)) best = k;
-    }
-    return best;
-}
-
 /* The hash of a candidate's results. False: the device is broken. */
 static bool hash_candidate(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t rows, candidate *k, scratch *t) {
     if (!k->hashed) k->hashed = hash_rows(m, s, rows, &k->algo, t, &k->hash);
@@ -414,38 +416,41 @@ static candidate *with_bits(mp_cu_matmul *m, const mp_cu_shape *s, bucket *b, ui
     }
 }
 
-/* Where a bucket's own candidates have other bits: those of the other buckets, the nearest first. */
-static candidate *borrow(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t at, uint64_t bits,
-                         scratch *t) {
+/* Gives a bucket the other buckets' algorithms of the library, the nearest bucket's first. */
+static void join(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t at, scratch *t) {
     bucket *b = &t->buckets[at];
+    b->joined = true;
     for (uint32_t away = 1; away < n_buckets; away++) {
         for (int side = 0; side < 2; side++) {
             uint32_t other = side ? at + away : at - away; /* wraps below 0 */
             for (uint32_t i = 0; other < n_buckets && i < t->buckets[other].n_candidates; i++) {
-                candidate *k = &b->candidates[b->n_candidates];
-                *k = (candidate){ .algo = t->buckets[other].candidates[i].algo, .us = INFINITY };
-                k->can = can(m, s, b->rows, &k->algo, t);
-                if (!k->can) continue;
-                if (!hash_candidate(m, s, b->rows, k, t)) return NULL;
-                if (k->hash == bits) return k;
+                const algorithm *algo = &t->buckets[other].candidates[i].algo;
+                candidate *k = algo->own ? NULL : add_candidate(b, algo, MAX_JOINED);
+                if (!k) continue;
+                k->us = INFINITY;
+                k->can = can(m, s, b->rows, algo, t);
             }
         }
     }
-    return NULL;
 }
 
 static candidate *find_bits(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, uint32_t at, uint64_t bits,
                             scratch *t) {
-    candidate *k = with_bits(m, s, &t->buckets[at], bits, t);
-    return k ? k : borrow(m, s, n_buckets, at, bits, t);
+    bucket *b = &t->buckets[at];
+    candidate *k = with_bits(m, s, b, bits, t);
+    if (k || b->joined || m->device->error != cudaSuccess) return k;
+    join(m, s, n_buckets, at, t);
+    return with_bits(m, s, b, bits, t);
 }
 
 /* The bits of a shape: the first that every bucket can have, of our own kernel or, where there is none or the library
  * cannot continue what it does, of the library's proposals in their order. Which algorithm is faster plays no part, so
- * that every open on such a device comes to the same. 0: there are none. */
-static uint64_t common_bits(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, scratch *t) {
-    uint64_t tried[MAX_TRIED];
+ * that every open on such a device comes to the same. Are there none, the first that any bucket has, and *agreed is
+ * false. */
+static uint64_t common_bits(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_buckets, scratch *t, bool *agreed) {
+    uint64_t tried[MAX_TRIED] = { 0 };
     uint32_t n_tried = 0;
+    *agreed = true;
     for (int own = 1; own >= 0; own--) {
         for (uint32_t i = 0; i < n_buckets; i++) {
             bucket *b = &t->buckets[i];
@@ -463,46 +468,71 @@ static uint64_t common_bits(mp_cu_matmul *m, const mp_cu_shape *s, uint32_t n_bu
             }
         }
     }
-    return 0;
+    *agreed = false;
+    return tried[0];
+}
+
+/* What a bucket takes that cannot have the shape's bits: not the fastest, which may be another at the next open. */
+static candidate *first_proposed(bucket *b) {
+    for (uint32_t i = 0; i < b->n_candidates; i++) {
+        if (b->candidates[i].can) return &b->candidates[i];
+    }
+    return NULL;
+}
+
+/* Whether our own kernel could do a bucket's rows, and only other bits of it are known. */
+static bool own_differs(const bucket *b, uint64_t bits) {
+    bool differs = false;
+    for (uint32_t i = 0; i < b->n_candidates; i++) {
+        const candidate *k = &b->candidates[i];
+        if (!k->algo.own || !k->hashed) continue;
+        if (k->hash == bits) return false;
+        differs = true;
+    }
+    return differs;
 }
 
 static mepic_status choose(mp_cu_matmul *m, product *p, scratch *t, const mp_log *log, mepic_error *err) {
     const mp_cu_shape *s = &p->shape;
-    p->hash = common_bits(m, s, p->n_buckets, t);
-    mepic_status status = mp_cu_status(m->device, err);
-    if (status != MEPIC_OK) return status;
-    if (!p->hash) {
+    bool agreed, ok = true;
+    p->hash = common_bits(m, s, p->n_buckets, t, &agreed);
+    if (!agreed) {
         m->same_bits = false;
         mp_log_write(log, MEPIC_LOG_WARN,
-                     "the product %s, [%u, %u], has no bits that algorithms for all numbers of rows agree on", s->name,
-                     s->n_out, s->n_in);
+                     "the product %s, [%u, %u], was found no bits that algorithms for all numbers of rows agree on",
+                     s->name, s->n_out, s->n_in);
     }
     for (uint32_t i = 0; i < p->n_buckets; i++) {
         bucket *b = &t->buckets[i];
-        const candidate *k = p->hash ? find_bits(m, s, p->n_buckets, i, p->hash, t) : fastest(b);
-        if (!k) {
-            if ((status = mp_cu_status(m->device, err)) != MEPIC_OK) return status;
+        candidate *k = find_bits(m, s, p->n_buckets, i, p->hash, t);
+        if (!k) k = first_proposed(b);
+        if (k && isinf(k->us)) { /* it was chosen for its bits alone */
+            for (uint32_t c = 0; c < b->n_candidates; c++) b->candidates[c].timed = &b->candidates[c] == k;
+            ok = load_kernel(m, s, b->rows, &k->algo, t) && time_candidates(m, s, b, 1, t);
+        }
+        mepic_status status = mp_cu_status(m->device, err);
+        if (status != MEPIC_OK) return status;
+        if (!k || !ok) {
             return mp_fail(err, MEPIC_ERR_UNSUPPORTED,
                            "cuBLASLt has no algorithm for the product %s, %u rows by [%u, %u], on device %d (%s)",
                            s->name, b->rows, s->n_out, s->n_in, m->device->id, m->device->name);
         }
-        uint32_t differ = 0, own_differ = 0;
-        for (uint32_t c = 0; c < b->n_candidates; c++) {
-            bool other = b->candidates[c].hashed && b->candidates[c].hash != p->hash;
-            differ += other;
-            own_differ += other && b->candidates[c].algo.own;
-        }
-        if (own_differ) {
+        if (own_differs(b, p->hash)) {
             mp_log_write(log, MEPIC_LOG_WARN,
                          "the product %s of %u rows is left to cuBLASLt: its bits are not our kernel's", s->name,
                          b->rows);
         }
+        uint32_t n_differ = 0;
+        for (uint32_t c = 0; c < b->n_candidates; c++) {
+            n_differ += b->candidates[c].hashed && b->candidates[c].hash != p->hash;
+        }
         p->buckets[i].algo = k->algo;
         p->buckets[i].pad = 0;
         p->buckets[i].measured =
-            (mp_cu_measured){ .rows = b->rows, .n_candidates = b->n_candidates, .n_differ = differ, .us = k->us };
+            (mp_cu_measured){ .rows = b->rows, .n_candidates = b->n_candidates, .n_differ = n_differ, .us = k->us };
     }
     /* The library is slow at some small numbers of rows: then a larger one is computed, to the same bits. */
+    if (!agreed) return MEPIC_OK;
     for (uint32_t i = p->n_buckets - 1; i-- > 0;) {
         if (p->buckets[i + 1].measured.us * 1.04f > p->buckets[i].measured.us) continue;
         p->buckets[i].algo = p->buckets[i + 1].algo;
@@ -544,6 +574,7 @@ static mepic_status open_product(mp_cu_matmul *m, const mp_cu_shape *shape, prod
     for (uint32_t i = 0; ok && i < p->n_buckets; i++, rows = mp_cu_bucket(rows + 1)) {
         bucket *b = &t->buckets[i];
         b->n_candidates = 0;
+        b->joined = false;
         add_own(m, shape, rows, b);
         if (i > 0 && rows <= FEW_ROWS) {
             take_over(&t->buckets[i - 1], b);

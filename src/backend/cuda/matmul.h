@@ -57,7 +57,7 @@ bool mp_cu_matmul_same_bits(const mp_cu_matmul *m);
 /* What was measured, for benchmarks: candidates tried and time of the one taken, for the b-th bucket of shape i. False
  * at the end. */
 typedef struct mp_cu_measured {
-    uint32_t rows, n_candidates, n_differ; /* n_differ: candidates not taken for other bits */
+    uint32_t rows, n_candidates, n_differ; /* n_differ: of those whose bits were looked at, others than the shape's */
     float us;
 } mp_cu_measured;
 bool mp_cu_matmul_measured(const mp_cu_matmul *m, uint32_t i, uint32_t b, mp_cu_measured *out);
