@@ -151,8 +151,8 @@ __device__ __forceinline__ void products_of_codes(float (*s)[4], uint32_t q, con
     }
 #pragma unroll
     for (int d = 0; d < D; d += 32) {
-        uint32_t codes[4]; /* of two panels; of an odd last one's neighbour nothing is used */
-        mp_load4(codes, at + d * 8);
+        uint32_t codes[4]; /* of two panels; behind an odd last one a copy may be under way: it is its own neighbour */
+        mp_load4(codes, at + d * 8 - (d + 16 < D ? 0 : lane / 16 * 128));
 #pragma unroll
         for (int h = 0; h < 2 && d + h * 16 < D; h++) {
             uint32_t x[4], row = lane & 15, column = d + h * 16;
