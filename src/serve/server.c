@@ -480,7 +480,8 @@ static mepic_status open_listener(mp_server *server, int bound, mepic_error *err
         status = mp_server_bind(o, &server->listener, err);
     }
     if (status != MEPIC_OK) return status;
-    if (listen(server->listener, 1024) != 0) return fail_address(o, err); // somebody else may, since it was bound
+    /* Somebody else may have begun to listen since it was bound. */
+    if (listen(server->listener, 1024) != 0) return fail_address(o, err);
     server->port = port_of(server->listener);
     return MEPIC_OK;
 }
