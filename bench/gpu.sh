@@ -22,10 +22,11 @@ find_program() { # where it lies in a build tree, or flat in a folder of program
     echo "bench/gpu.sh: $BUILD has no $1" >&2
     return 1
 }
+limit=300 # seconds; a sanitizer takes longer
 step() { # step NAME PROGRAM ARGUMENTS...: output to a file, one line of verdict
     name=$1
     shift
-    if timeout 300 "$@" >"$out/$name.log" 2>&1; then
+    if timeout $limit "$@" >"$out/$name.log" 2>&1; then
         echo "ok      $name"
     else
         status=$?
@@ -59,8 +60,10 @@ if has_part check; then
         [ -z "${SANITIZE:-}" ] || for tool in memcheck racecheck initcheck; do
             single=
             [ "$test-$tool" != sample-racecheck ] || single=single
+            limit=1800
             step "$test-$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 --suppressions bench/sanitizer.xml \
                 "$program" small $single
+            limit=300
         done
     done
     program=$(find_program test_cuda_faults) && step faults "$program"
