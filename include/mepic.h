@@ -333,6 +333,7 @@ typedef struct mepic_stats {
     uint64_t schedule_ns, forward_ns, sample_ns; /* time in steps, by part */
     /* forward_ns by what it was for: a step's time, once it has ended, is shared out to its own rows by their number */
     uint64_t decode_ns, text_ns, link_ns, compile_ns;
+    uint64_t loaded_pages, load_ns; /* KV read from storage instead of computed: the canonical context's, so far */
     uint64_t allocations;      /* made by this process's mepic code so far */
 } mepic_stats;
 void mepic_stats_read(const mepic_engine *engine, mepic_stats *out);

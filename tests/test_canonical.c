@@ -69,12 +69,16 @@ static mepic_engine_options options_with_file(void) {
     return options;
 }
 
+static bool loaded; /* whether compiled_rows' last engine had its context from the file */
+
 /* Opens an engine, asks over a document, closes it: how many rows were compiled, the context's among them or not. */
 static uint64_t compiled_rows(const mepic_engine_options *options, uint64_t *hash) {
     mepic_usage usage;
     mepic_stats stats;
     *hash = ask(options, "Read: ", &usage, &stats);
     assert_true(usage.compiled_tokens > 0 && stats.pages_canonical > 0);
+    loaded = stats.load_ns > 0;
+    assert_int_equal(stats.loaded_pages, loaded ? stats.pages_canonical : 0);
     return stats.rows_compile;
 }
 
@@ -86,7 +90,9 @@ static void a_restart_does_not_compute_it_again(void **state) {
     uint64_t rows = compiled_rows(&without, &want);
     assert_int_equal(compiled_rows(&options, &hash), rows); /* writes the file */
     assert_int_equal(hash, want);
+    assert_false(loaded);
     assert_true(compiled_rows(&options, &hash) < rows); /* reads it */
+    assert_true(loaded);
     assert_int_equal(hash, want);
     assert_int_equal(warnings, 0);
     options.kv_type = MEPIC_KV_BF16; /* other contents: another file */

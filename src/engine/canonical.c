@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/file.h"
 
 /* ---- Tokens ------------------------------------------------------------------------------------------------------ */
@@ -171,6 +172,7 @@ void mp_canonical_file_load(mp_canonical_file *f, mp_scheduler *scheduler, mp_ba
         if (errno != ENOENT) mp_log_write(log, MEPIC_LOG_WARN, "%s cannot be opened: %s", f->path, strerror(errno));
         return;
     }
+    uint64_t start = mp_now_ns();
     uint32_t n_pages;
     bool ready;
     if (!mp_scheduler_canonical_take(scheduler)) {
@@ -190,6 +192,8 @@ void mp_canonical_file_load(mp_canonical_file *f, mp_scheduler *scheduler, mp_ba
     mp_free_aligned(contents, bytes);
     mp_scheduler_canonical_loaded(scheduler);
     f->settled = true;
+    f->n_loaded = n_pages;
+    f->load_ns = mp_now_ns() - start;
     mp_log_write(log, MEPIC_LOG_DEBUG, "canonical context: %u pages read from %s", n_pages, f->path);
 }
 

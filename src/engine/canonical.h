@@ -31,6 +31,8 @@ typedef struct mp_canonical_file {
     size_t page_bytes;
     mp_sha256 *sha;
     bool settled;   /* loaded, written, or given up: nothing more to do */
+    uint32_t n_loaded; /* pages */
+    uint64_t load_ns;
 } mp_canonical_file;
 
 /* dir NULL or n_tokens 0: a file that is never read or written. ERR_NOMEM. */

@@ -474,6 +474,8 @@ void mepic_stats_read(const mepic_engine *e, mepic_stats *out) {
     stats.link_ns = e->ns_of_kind[MP_ROW_LINK];
     stats.compile_ns = e->ns_of_kind[MP_ROW_COMPILE];
     stats.sample_ns = e->sample_ns;
+    stats.loaded_pages = e->canonical_file.n_loaded;
+    stats.load_ns = e->canonical_file.load_ns;
     stats.allocations = mp_mem_count();
     *out = stats;
 }

@@ -94,6 +94,11 @@ static void counter(page *p, const char *name, uint64_t value, const char *help)
     line(p, "%s{model_name=\"%s\"} %llu\n", name, p->model, (unsigned long long)value);
 }
 
+static void duration(page *p, const char *name, uint64_t ns, const char *help) {
+    head(p, name, "counter", help);
+    line(p, "%s{model_name=\"%s\"} %.17g\n", name, p->model, (double)ns * 1e-9);
+}
+
 /* One value of a metric with a label. */
 static void labelled(page *p, const char *name, const char *label, const char *word, double value) {
     line(p, "%s{model_name=\"%s\",%s=\"%s\"} %.17g\n", name, p->model, label, word, value);
@@ -177,6 +182,8 @@ static void write_mepic(page *p, const mp_metrics *m, const mepic_model_info *in
     }
     gauge(p, "mepic:sharing_factor", e->pages_referenced ? (double)e->pages_unshared / e->pages_referenced : 1.0,
           "Pages that running requests would hold without sharing, by those they hold.");
+    counter(p, "mepic:loaded_pages_total", e->loaded_pages, "Pages of KV read from storage instead of computed.");
+    duration(p, "mepic:load_seconds_total", e->load_ns, "Time that took.");
     counter(p, "mepic:steps_total", e->steps, "Steps of the engine.");
     counter(p, "mepic:chunk_lookups_total", e->chunk_lookups, "Chunks that requests asked for.");
     counter(p, "mepic:chunk_hits_total", e->chunk_hits, "Of these, resident.");
